@@ -1,0 +1,2959 @@
+/* vhost.h - v0.1.0 - the hypervisor's half of vhost, in one header file
+   SPDX-License-Identifier: MIT OR Unlicense (full text at the end of this file)
+
+   vhost moves the data path of a virtio device out of the hypervisor (VMM): into the kernel, or
+   into another process. This is the part that stays behind. You describe guest memory and
+   virtqueues; it drives the back-end that moves the data. Before 1.0 the API may still change. */
+
+/*
+CONTENTS (grep -n '>>' vhost.h is the index)
+
+   >>manual      what it is, how to use it, the rules
+   >>config      macros you may define
+   >>types       enums, structs, tables of functions
+   >>api         the functions, in life-cycle order
+   >>base        arithmetic, allocation, errors, trace
+   >>posix       the default notifiers: eventfd, or a pipe
+   >>memory      sections, spans, tables of regions
+   >>submit      calls into a back-end, and their fence
+   >>features    what is offered, acknowledged and sent
+   >>queue       rings: mapping, start, stop, positions, masks
+   >>device      init, start, stop, reset, config, events
+   >>commit      the VM: a new memory map, and the devices running on it
+
+*/
+/*
+>>manual
+
+1. WHAT IT IS, AND IS NOT
+
+   It is the front-end core of vhost: guest memory becomes the back-end's memory table; features are
+   negotiated; virtqueues are handed over, started and stopped; a dirty log is kept for migration;
+   a vIOMMU is served; a back-end that dies is survived. It never touches the data path, makes no
+   thread, takes no lock, has no global, and needs nothing but libc.
+   It is not a back-end, not a virtio transport, and not a driver of rings: buffers are none of its
+   business. vhost.h knows no ioctl and no socket: a back-end is a table of functions. The tables
+   come in vhost_kernel.h (Linux: /dev/vhost-net ...), or you write one
+   (examples/memory_backend.c is one in about 150 lines).
+
+   Status of 0.1: vhost_log_* and vhost_iotlb_*, vhost_device_unmapped are declared, so that you can
+   judge the shape, but not yet defined; a vIOMMU (memory ops with `translate`) is refused at init.
+
+2. QUICK START
+
+   In exactly one .c file:
+
+      #define VHOST_IMPLEMENTATION
+      #include "vhost_kernel.h"           (includes vhost.h)
+
+   and then, with guest RAM at `host` and a tap device at `tap`:
+
+      vhost_vm vm;
+      vhost_vm_init(&vm, NULL);
+
+      vhost_backing ram;
+      vhost_backing_init(&ram, host, ram_size, -1, 0);
+      vhost_section low;
+      vhost_section_init(&low, 0, ram_size, &ram, 0);
+      vhost_memory_begin(&vm);
+      vhost_memory_add(&vm, &low);
+      vhost_memory_commit(&vm);
+
+      vhost_kernel net;
+      vhost_kernel_net_open(&net, "/dev/vhost-net", &tap, 1, NULL);
+
+      vhost_queue queues[2];
+      vhost_queue_init(&queues[0]);
+      vhost_queue_init(&queues[1]);
+      vhost_device dev;
+      vhost_device_init(&dev, &vm, vhost_kernel_ops(), &net, queues, 2, NULL);
+
+      vhost_features offer = vhost_device_offer(&dev, mine);     show these to the driver
+      vhost_device_ack(&dev, accepted);                          what the driver took
+      ... fill queues[i]: ready, size, desc, avail, used, kick_fd, call_fd ...
+      vhost_device_start(&dev);                                  packets flow
+      vhost_device_stop(&dev);                                   queues[i].position is current
+      vhost_device_cleanup(&dev);
+      vhost_kernel_close(&net);
+      vhost_vm_cleanup(&vm);
+
+   Every call returns a negative errno on failure. examples/vhost_net.c is the whole of it, running.
+
+3. WORDS
+
+   back-end    what moves the data: a kernel driver, or another process
+   backing     a piece of host memory that guest RAM is made of
+   section     where (part of) a backing stands in guest physical address space
+   region      what sections become, merged, in the memory table of a back-end
+   slot        room for one region in a back-end; there is a limit
+   queue       a virtqueue; its three ring parts are desc, avail and used
+               (packed rings: descriptor ring, driver area, device area)
+   kick, call  the notifier from driver to device, and from device to driver
+   gpa, IOVA   guest physical address; the address a driver uses behind a vIOMMU
+   position    where in a ring a back-end stands (the "vring base")
+   submit      hand an operation to a back-end, which may queue it
+   fence       wait until everything submitted is done, and learn how it went
+
+4. HOW THE PARTS FIT
+
+        VMM: sections          VMM: virtio registers, ring addresses, kick and call fds
+            |                      |
+       +----v----------------------v-----------------------------------------------+
+       |  vhost_vm  ------------ vhost_device ---- vhost_queue ---- vhost_queue     |
+       |  map, tables, log       features, state   position, masked notifier       |
+       +---------------------------|-----------------------------------------------+
+                                   | vhost_backend_ops: submit ... submit, fence
+                   +---------------+----------------+
+              vhost_kernel.h      your own table of functions
+                   | ioctl              |
+                 kernel              anything
+
+   One vhost_vm per guest address space. One vhost_device per virtio device, however many queues
+   and back-end fds it has. Two vhost_vm share nothing.
+
+5. LIFE CYCLE
+
+   A device is in one of these states; `device.state` may be read at any time.
+
+      CLOSED   before init, after cleanup
+      STOPPED  initialised; the back-end touches nothing of the guest
+      RUNNING  the back-end owns the started queues
+      BROKEN   the back-end was cut off (severed): it touches nothing, and nothing of the guest is
+               held. device.last_error says why.
+
+      call                       allowed in         leaves in            if it fails
+      vhost_device_init          CLOSED             STOPPED              CLOSED
+      vhost_device_ack           STOPPED            same                 same
+      vhost_device_start         STOPPED            RUNNING              STOPPED, or BROKEN (note 1)
+      vhost_device_stop          any                STOPPED (note 2)     BROKEN
+      vhost_device_reset         STOPPED, BROKEN    STOPPED              BROKEN
+      vhost_queue_start, _stop   RUNNING            RUNNING              RUNNING, or BROKEN (note 1)
+      vhost_queue_mask, _unmask  STOPPED, RUNNING   same                 same
+      vhost_device_process       any                same                 BROKEN
+      vhost_device_get_config    STOPPED, RUNNING   same                 same
+      vhost_memory_commit        any                same                 note 3
+      vhost_device_cleanup       any                CLOSED               cannot fail
+
+      1. A call that fails undoes what it did, in reverse order. Only where the back-end refuses to
+         be undone is the device BROKEN.
+      2. Stop always completes, and is harmless when repeated. It hands back the positions of the
+         queues (chapter 8). Of a BROKEN device it returns the error that broke it.
+      3. A commit fails only for mistakes of the caller, before any back-end is told, and then the
+         old map stays. A device whose ring lost its memory, or whose back-end refuses the new
+         table, becomes BROKEN; the commit succeeds. When it returns, no device uses memory that
+         was left out. (A vhost-user peer keeps its own mapping of shared memory until it lets go:
+         nobody can revoke that.)
+
+   A VMM answers BROKEN by setting NEEDS_RESET in the virtio status; when the driver then resets the
+   device, vhost_device_reset opens the back-end again, where it can be opened again.
+
+   Wiring it to the virtio status byte and registers:
+
+      driver writes               VMM calls
+      status = 0                  vhost_device_stop, vhost_device_reset
+      FEATURES_OK                 vhost_device_ack; if it fails, leave FEATURES_OK clear
+      DRIVER_OK                   fill the queues, bind kick notifiers, vhost_device_start;
+                                  if it fails, set NEEDS_RESET
+      queue_reset = 1             vhost_queue_stop, then unbind its kick notifier
+      queue_enable = 1 (running)  fill the queue, bind its kick notifier, vhost_queue_start
+      MSI-X vector masked         vhost_queue_mask; unmasked: vhost_queue_unmask
+      (VM paused, resumed)        vhost_device_stop, vhost_device_start
+
+6. GUEST MEMORY
+
+   The map is given whole, in a transaction: begin, add every section in ascending order of gpa,
+   commit. What is not added is gone. gpa, size and host address are multiples of 4 KiB.
+   Every backing is borrowed, unchanged, from add until the commit that leaves it out returns.
+   Not every section goes to back-ends: ROM does not (nothing may write it), nor does a section
+   with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must see every write to it).
+   Rings may stand in any section all the same; used rings not in ROM.
+   Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
+   keeps a section by itself, for memory that comes and goes in pieces.
+   A section that overlaps the one before it is an error, unless it is the same memory at the same
+   place: then both are one. After a failed add the transaction can only be aborted: a commit fails,
+   so that no hole is left in silence.
+
+   Order beside the hypervisor's own mapper (KVM memory slots): to add memory, map it there first,
+   then commit here; to remove memory, commit here first, then unmap it there.
+   Bind all kick notifiers (KVM ioeventfds) of a device in one transaction before its start, and
+   unbind them after its stop, while the fds are still open.
+
+7. OWNERSHIP
+
+      what                              who closes or frees it, and when
+      vhost_vm, _device, _queue         yours; fixed address from init to cleanup, never copied
+      vhost_backing                     yours; borrowed from add to the commit that leaves it out
+      section, options                  yours; copied by the call
+      tables of functions               yours; borrowed as long as the object they were given to
+      kick_fd, call_fd                  yours; borrowed from start (or unmask) to stop
+      masked, error, config notifiers   the library's; made at init, destroyed at cleanup
+      back-end object                   yours; borrowed from device init to device cleanup
+      memory of maps, tables, logs      the library's, by options.allocate
+
+8. QUEUES AND POSITIONS
+
+   You fill the public fields of vhost_queue while the queue is stopped. A queue that is not `ready`
+   is passed over. position.state tells where the ring begins:
+
+      VHOST_POSITION_INITIAL   (0) at its beginning, split or packed
+      VHOST_POSITION_CERTAIN   at position.avail (and .used, if packed): resume, or migrate in
+      VHOST_POSITION_GUESSED   refused by start
+
+   After stop it is CERTAIN if the back-end said it. If the back-end did not answer, a split ring
+   whose buffers are used in order (VIRTIO_F_IN_ORDER) is still CERTAIN, by its used index; any
+   other is GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the
+   device, take the guess by setting CERTAIN. The driver's view of what was signalled
+   (signalled_used, of event indexes) is void after any stop: recompute it.
+   Packed positions: bits 0-14 index, bit 15 wrap counter, as in virtio.
+   call_fd -1 is a queue without an interrupt vector. kick_fd -1 is a back-end that polls.
+   While a queue is masked its calls go to a notifier of the library: vhost_queue_pending tests it,
+   and vhost_queue_unmask returns 1 if a call came while masked, so none is lost.
+
+9. CALLBACKS
+
+   Whatever is called, when, and in which thread: on the thread of the call that causes it, before
+   that call returns. None may call back into the library but for reading (`vhost_memory_find`,
+   public fields), unless it says so.
+
+      on_message       one line for people: each failing call once, and notes
+      on_trace         each step, as numbers, for tools and tests; not formatted
+      on_broken        a device became BROKEN, whatever the call; device.last_error says why
+      on_queue_error   the back-end found a queue's ring to be broken; in process
+      on_config        the device's config space changed; in process
+
+10. THREADS
+
+   Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
+   vhost_device_init/cleanup/ack/start/stop/reset need the VM to themselves: no other call on the
+   VM or any of its devices at the same time. vhost_queue_*, vhost_device_process, _get_config,
+   _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one thread per
+   device. vhost_memory_find and vhost_device_offer may run beside those. A readers-writer lock of
+   the VMM says exactly this. Callbacks of different devices can run side by side.
+
+11. ERRORS
+
+   Negative errno, and never errno itself: -EINVAL an argument, -EBUSY the wrong state, -EIO a
+   broken device, -ENOTSUP the back-end cannot, -ENOSPC no slot, -EOVERFLOW addresses wrap,
+   -EFAULT an address not in memory, -ENOMEM, -EPROTO an answer without sense, else what the
+   back-end returned.
+   vm.last_error and device.last_error hold the last failure of a call on that object: the code, the
+   reason (VHOST_WHY_*), the operation and queue if any, and a text. Calls on a device, and commits
+   that break it, write device.last_error; other calls on the VM write vm.last_error.
+
+12. MEMORY USE
+
+   The section list, the tables and the log are allocated; nothing else is. After warm-up, a commit
+   that changes nothing, stop, start, mask and unmask allocate nothing. All memory of one vhost_vm
+   comes from options.allocate.
+
+13. LIMITS
+
+   A ring has at most 32,768 descriptors. Sections: 2^31. An operation of a kernel back-end has no
+   deadline: an ioctl takes as long as it takes.
+
+14. IF YOU KNOW QEMU
+
+      there                                     here
+      MemoryListener begin/region_add/commit    vhost_memory_begin, _add, _commit
+      vhost_dev_init, _cleanup                  vhost_device_init, _cleanup
+      vhost_dev_start, _stop                    vhost_device_start, _stop (enable rings themselves)
+      vhost_get_features, vhost_ack_features    vhost_device_offer, _ack (ack sets, it does not OR)
+      vhost_virtqueue_start, _stop              vhost_queue_start, _stop
+      vhost_virtqueue_mask, _pending            vhost_queue_mask, _unmask, _pending
+      vhost_net_set_backend                     inside vhost_kernel.h (the tap of a pair)
+      one vhost_dev per queue pair              one vhost_device per virtio device
+      VHostOps                                  vhost_backend_ops: submit, then fence
+      virtio_queue_get_addr and the like        fields of vhost_queue, filled in before start
+      vhost_has_free_slot                       vhost_memory_free_slots
+      migration blockers                        vhost_log_blocker
+      abort()                                   an error, and at worst a BROKEN device
+*/
+#ifndef VHOST_H_INCLUDED
+#define VHOST_H_INCLUDED
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define VHOST_VERSION_STRING "0.1.0"
+#define VHOST_VERSION_MAJOR  0
+#define VHOST_VERSION_MINOR  1
+#define VHOST_VERSION_PATCH  0
+
+/* >>config --------------------------------------------------------------------------------------
+
+   All optional. None changes a public struct or prototype.
+
+   macro                     default              define it where
+   VHOST_IMPLEMENTATION      off                  in one file, before the include
+   VHOST_STATIC              off                  with it: every function is static to that file
+   VHOST_ASSERT(condition)   assert               implementation file; misuse of the API only
+   VHOST_REALLOC, VHOST_FREE realloc, free        implementation file; both or none
+   VHOST_VSNPRINTF           vsnprintf            implementation file
+   VHOST_LOAD_ACQUIRE16(p)   __atomic_load_n      implementation file; *(const uint16_t *)p
+   VHOST_NO_POSIX            off                  implementation file; then options.events is needed
+   --------------------------------------------------------------------------------------------- */
+
+#if defined(VHOST_STATIC) && defined(__GNUC__)
+#define VHOST_API static __attribute__((unused))
+#elif defined(VHOST_STATIC)
+#define VHOST_API static
+#else
+#define VHOST_API extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* >>types ------------------------------------------------------------------------------------- */
+
+typedef struct vhost_vm vhost_vm;
+typedef struct vhost_device vhost_device;
+typedef struct vhost_queue vhost_queue;
+
+/* Why a call failed: one code per reason, for programs and tests; vhost_why_text has the words. */
+#define VHOST_WHY_LIST(X)                                                                          \
+    X(VHOST_WHY_NONE, "no error")                                                                  \
+    X(VHOST_WHY_ARGUMENT, "an argument is missing or out of range")                                \
+    X(VHOST_WHY_STATE, "not allowed in this state")                                                \
+    X(VHOST_WHY_MEMORY, "out of memory")                                                           \
+    X(VHOST_WHY_EVENT, "a notifier failed")                                                        \
+    X(VHOST_WHY_NOT_SUPPORTED, "the back-end has no such operation")                               \
+    X(VHOST_WHY_SECTION_EMPTY, "the section has no size")                                          \
+    X(VHOST_WHY_SECTION_UNALIGNED, "gpa, size or host address is not a multiple of 4 KiB")         \
+    X(VHOST_WHY_SECTION_WRAPS, "the section runs over the end of the address space")               \
+    X(VHOST_WHY_SECTION_OUTSIDE, "the section is not inside its backing")                          \
+    X(VHOST_WHY_SECTION_ORDER, "the section begins before the one added before it")                \
+    X(VHOST_WHY_SECTION_OVERLAP, "the section overlaps other memory")                              \
+    X(VHOST_WHY_SECTION_LOST, "a section was refused in this transaction")                         \
+    X(VHOST_WHY_TOO_MANY_REGIONS, "more regions than the back-end has slots")                      \
+    X(VHOST_WHY_TOO_MANY_QUEUES, "more queues than the back-end has")                              \
+    X(VHOST_WHY_BACKEND_INCOMPLETE, "the back-end lacks an operation that is required")            \
+    X(VHOST_WHY_BACKEND_REFUSED, "the back-end refused")                                           \
+    X(VHOST_WHY_BACKEND_LOST, "the back-end is gone")                                              \
+    X(VHOST_WHY_DEVICE_BROKEN, "the device is broken")                                             \
+    X(VHOST_WHY_FEATURE_NOT_OFFERED, "a feature was accepted that the back-end does not have")     \
+    X(VHOST_WHY_QUEUE_NOT_READY, "the queue is not ready")                                         \
+    X(VHOST_WHY_RING_SIZE, "not a possible ring size")                                             \
+    X(VHOST_WHY_RING_UNALIGNED, "a ring part is not aligned")                                      \
+    X(VHOST_WHY_RING_WRAPS, "a ring part runs over the end of the address space")                  \
+    X(VHOST_WHY_RING_UNMAPPED, "a ring part is not, or not wholly, in guest memory")               \
+    X(VHOST_WHY_RING_READ_ONLY, "a ring part that the device writes is in ROM")                    \
+    X(VHOST_WHY_RING_MOVED, "the memory under a running ring was moved")                           \
+    X(VHOST_WHY_RING_ERROR, "the back-end found an error in a ring")                               \
+    X(VHOST_WHY_POSITION_GUESSED, "the queue's position is only a guess")                          \
+    X(VHOST_WHY_LOG_UNSUPPORTED, "the back-end cannot log what it writes")                         \
+    X(VHOST_WHY_LOG_MEMORY, "no memory for the dirty log")                                         \
+    X(VHOST_WHY_IOTLB_UNSUPPORTED, "the back-end cannot work behind a vIOMMU")                     \
+    X(VHOST_WHY_IOTLB_UNMAPPED, "an IOVA has no translation")                                      \
+    X(VHOST_WHY_IOTLB_MESSAGE, "an IOTLB message that a back-end may not send")                    \
+    X(VHOST_WHY_KERNEL_OPEN, "the vhost character device could not be opened")                     \
+    X(VHOST_WHY_KERNEL_OWNER, "the vhost fd has an owner already")                                 \
+    X(VHOST_WHY_KERNEL_SEVERED, "the vhost fd was closed when the device broke")
+
+#define VHOST_WHY_ENUM(name, text) name,
+typedef enum vhost_why {
+    VHOST_WHY_LIST(VHOST_WHY_ENUM) VHOST_WHY_COUNT
+} vhost_why;
+
+/* The operations of a back-end, in the order in which start submits them. */
+#define VHOST_OP_LIST(X)                                                                           \
+    X(VHOST_OP_NONE, "none")                                                                       \
+    X(VHOST_OP_OPEN, "open")                                                                       \
+    X(VHOST_OP_SET_FEATURES, "set_features")                                                       \
+    X(VHOST_OP_SET_TABLE, "set_table")                                                             \
+    X(VHOST_OP_SET_LOG, "set_log")                                                                 \
+    X(VHOST_OP_SET_RING_CALL, "set_ring_call")                                                     \
+    X(VHOST_OP_SET_RING_ERROR, "set_ring_error")                                                   \
+    X(VHOST_OP_SET_RING_SIZE, "set_ring_size")                                                     \
+    X(VHOST_OP_SET_RING_BASE, "set_ring_base")                                                     \
+    X(VHOST_OP_SET_RING_ENDIAN, "set_ring_endian")                                                 \
+    X(VHOST_OP_SET_RING_ADDRESSES, "set_ring_addresses")                                           \
+    X(VHOST_OP_SET_RING_BUSY_LOOP, "set_ring_busy_loop")                                           \
+    X(VHOST_OP_SET_RING_KICK, "set_ring_kick")                                                     \
+    X(VHOST_OP_SET_CONFIG_CALL, "set_config_call")                                                 \
+    X(VHOST_OP_IOTLB_SEND, "iotlb_send")                                                           \
+    X(VHOST_OP_ENABLE_RING, "enable_ring")                                                         \
+    X(VHOST_OP_SET_RUNNING, "set_running")                                                         \
+    X(VHOST_OP_GET_RING_BASE, "get_ring_base")                                                     \
+    X(VHOST_OP_RESET, "reset")                                                                     \
+    X(VHOST_OP_GET_CONFIG, "get_config")                                                           \
+    X(VHOST_OP_SET_CONFIG, "set_config")                                                           \
+    X(VHOST_OP_PROCESS, "process")                                                                 \
+    X(VHOST_OP_SEVER, "sever")
+
+#define VHOST_OP_ENUM(name, text) name,
+typedef enum vhost_op {
+    VHOST_OP_LIST(VHOST_OP_ENUM) VHOST_OP_COUNT
+} vhost_op;
+
+/* The last failure of an object. Valid until the next failing call on it; copy it to keep it. */
+typedef struct vhost_error {
+    int code;       /* negative errno; 0: none yet, or (in on_message) a mere note */
+    vhost_why why;  /* the reason */
+    vhost_op op;    /* the back-end operation that failed, or VHOST_OP_NONE */
+    int queue;      /* the queue concerned, or -1 */
+    uint32_t line;  /* in the header that reports it */
+    char text[160]; /* for people, without newline, cut if too long */
+} vhost_error;
+
+/* ---- features: virtio feature bits 0 to 127 ---- */
+
+typedef struct vhost_features {
+    uint64_t word[2]; /* bit n is word[n / 64] >> (n % 64) & 1 */
+} vhost_features;
+
+enum {
+    VHOST_FEATURE_EVENT_IDX = 29,
+    VHOST_FEATURE_LOG_ALL = 26, /* the library's own: never offered to a driver */
+    VHOST_FEATURE_VERSION_1 = 32,
+    VHOST_FEATURE_ACCESS_PLATFORM = 33,
+    VHOST_FEATURE_RING_PACKED = 34,
+    VHOST_FEATURE_IN_ORDER = 35
+};
+
+/* ---- guest memory ---- */
+
+#define VHOST_PAGE UINT64_C(4096) /* the unit of sections and of the dirty log, in bytes */
+
+enum {                                /* vhost_backing.flags */
+    VHOST_BACKING_PRIVATE = 1u << 0,  /* mapped MAP_PRIVATE: an fd would show a peer other pages */
+    VHOST_BACKING_READ_ONLY = 1u << 1 /* mapped without PROT_WRITE */
+};
+
+/* What a piece of guest RAM is made of. Its address is its identity: see manual, chapter 6. */
+typedef struct vhost_backing {
+    void *host;         /* where it is mapped in this process */
+    uint64_t size;      /* bytes */
+    int fd;             /* what a peer may map, or -1; borrowed */
+    uint64_t fd_offset; /* of `host` in fd, bytes */
+    uint64_t page_size; /* of the mapping, bytes: 4096, or that of hugepages */
+    uint32_t flags;     /* VHOST_BACKING_* */
+} vhost_backing;
+
+enum {                                     /* vhost_section.flags */
+    VHOST_SECTION_ROM = 1u << 0,           /* the guest cannot write it */
+    VHOST_SECTION_DIRTY_TRACKED = 1u << 1, /* someone besides migration must see every write */
+    VHOST_SECTION_UNMERGEABLE = 1u << 2    /* never one region with a neighbour */
+};
+
+/* Where (part of) a backing stands in the guest. */
+typedef struct vhost_section {
+    uint64_t gpa;                 /* first byte, multiple of 4 KiB */
+    uint64_t size;                /* bytes, multiple of 4 KiB, not 0 */
+    const vhost_backing *backing; /* the memory */
+    uint64_t offset;              /* of the section in the backing, bytes */
+    uint32_t flags;               /* VHOST_SECTION_* */
+} vhost_section;
+
+/* The answer of vhost_memory_find. */
+typedef struct vhost_extent {
+    void *host;    /* host address of the gpa asked for */
+    uint64_t size; /* bytes from there that are contiguous in guest and host memory */
+    bool writable; /* false: ROM, or mapped read-only */
+} vhost_extent;
+
+/* ---- the memory table of a back-end ---- */
+
+typedef enum vhost_profile {   /* how a kind of back-end wants its table */
+    VHOST_PROFILE_BY_HOST = 0, /* host addresses: the vhost drivers of the kernel */
+    VHOST_PROFILE_COUNT
+} vhost_profile;
+
+typedef struct vhost_region {
+    uint64_t gpa;                 /* first byte */
+    uint64_t size;                /* bytes */
+    void *host;                   /* where the region begins in this process */
+    const vhost_backing *backing; /* in `removed` and `from` only an identity: it may be gone */
+} vhost_region;
+
+typedef struct vhost_table {
+    uint32_t count;
+    const vhost_region *regions; /* ascending, disjoint */
+} vhost_table;
+
+/* From the table that a back-end acknowledged last to the one it shall have. */
+typedef struct vhost_table_change {
+    const vhost_table *from; /* NULL: it has none, or it is not known */
+    const vhost_table *to;
+    const vhost_region *removed; /* in `from`, not in `to` */
+    const vhost_region *added;   /* in `to`, not in `from` */
+    uint32_t removed_count;
+    uint32_t added_count;
+} vhost_table_change;
+
+/* ---- the dirty log ---- */
+
+typedef enum vhost_log_kind {
+    VHOST_DIRTY_NONE = 0,    /* cannot log */
+    VHOST_DIRTY_PRIVATE = 1, /* memory of this process; native unsigned longs */
+    VHOST_DIRTY_SHARED = 2   /* memory behind an fd; a map of bytes (page / 8, bit page % 8) */
+} vhost_log_kind;
+
+/* Memory of a log: one bit per 4 KiB page of guest memory, from gpa 0. */
+typedef struct vhost_log_memory {
+    void *base;
+    uint64_t size; /* bytes */
+    int fd;        /* SHARED: what the back-end maps; else -1 */
+} vhost_log_memory;
+
+typedef struct vhost_log_ops {
+    /* Gives ZEROED memory of `memory->size` bytes; shared: with an fd. Returns 0 or -errno. */
+    int (*map)(vhost_log_memory *memory, bool shared, void *user);
+    void (*unmap)(vhost_log_memory *memory, void *user);
+} vhost_log_ops;
+
+/* Where dirty pages go. Exactly one of `range` and `bits` is set. */
+typedef struct vhost_log_sink {
+    void (*range)(uint64_t gpa, uint64_t size, void *user); /* coalesced, ascending */
+    void *user;
+    uint64_t *bits;         /* OR-ed into: bit 0 of bits[0] is the page at bits_gpa */
+    uint64_t bits_gpa;      /* multiple of 4 KiB */
+    uint64_t bits_count;    /* pages that fit */
+    uint64_t pages_dirty;   /* out: added to, pages handed over */
+    uint64_t pages_dropped; /* out: added to, pages outside of every section */
+} vhost_log_sink;
+
+/* ---- notifiers ---- */
+
+typedef struct vhost_event {
+    int wait_fd;   /* becomes readable when signalled */
+    int signal_fd; /* given to whoever signals; equal to wait_fd for an eventfd */
+} vhost_event;
+
+/* How notifiers are made. All return 0 (test_and_clear: 1 if it was signalled) or -errno. */
+typedef struct vhost_event_ops {
+    int (*create)(vhost_event *event, void *user); /* not signalled, close-on-exec, non-blocking */
+    void (*destroy)(vhost_event *event, void *user);
+    int (*test_and_clear)(const vhost_event *event, void *user);
+} vhost_event_ops;
+
+/* ---- rings ---- */
+
+typedef enum vhost_part {
+    VHOST_DESC = 0,
+    VHOST_AVAIL = 1,
+    VHOST_USED = 2
+} vhost_part;
+
+typedef enum vhost_position_state {
+    VHOST_POSITION_INITIAL = 0,
+    VHOST_POSITION_CERTAIN = 1,
+    VHOST_POSITION_GUESSED = 2
+} vhost_position_state;
+
+/* Where a back-end stands in a ring; see manual, chapter 8. */
+typedef struct vhost_position {
+    vhost_position_state state; /* of `avail`, and if packed of `used` */
+    uint16_t avail;             /* next available entry it takes */
+    uint16_t used;              /* next used entry it writes; after a stop, as found */
+    bool used_certain;          /* after a stop: `used` is final */
+} vhost_position;
+
+/* One ring part as mapped. */
+typedef struct vhost_mapping {
+    uint64_t address; /* as the driver gave it: gpa, or IOVA */
+    uint64_t gpa;     /* where it is in guest memory */
+    uint64_t size;    /* bytes */
+    void *host;       /* host address */
+} vhost_mapping;
+
+typedef struct vhost_ring_addresses {
+    vhost_mapping part[3]; /* by vhost_part */
+    bool log;              /* log writes to the used ring, at part[VHOST_USED].gpa */
+    bool iova;             /* behind a vIOMMU: use .address */
+} vhost_ring_addresses;
+
+/* The answer to get_ring_base, by its encoding in vhost and vhost-user:
+   split: index of the next available entry; packed: avail in bits 0-15, used in bits 16-31. */
+typedef struct vhost_ring_base {
+    uint32_t value;
+    bool answered; /* set by the back-end at the latest in fence, even in a fence that fails */
+} vhost_ring_base;
+
+struct vhost_queue {
+    /* Yours: fill in while the queue is stopped (start from vhost_queue_init). */
+    bool ready;              /* the driver has set the queue up */
+    bool big_endian;         /* byte order of a legacy ring; not read with VERSION_1 */
+    uint32_t size;           /* descriptors; split: a power of two */
+    uint64_t desc;           /* addresses as the driver gave them: gpa, or IOVA */
+    uint64_t avail;          /* packed: driver area */
+    uint64_t used;           /* packed: device area */
+    int kick_fd;             /* borrowed from start to stop; -1: the back-end polls */
+    int call_fd;             /* borrowed from start to stop; -1: no interrupt vector */
+    uint32_t busy_loop_us;   /* how long the back-end may poll before it waits, microseconds */
+    vhost_position position; /* yours while stopped; current after stop */
+
+    /* Read only. */
+    bool started; /* the back-end owns the ring */
+    bool masked;
+
+    /* Private. */
+    vhost_ring_addresses rings;
+    vhost_ring_base base;
+    vhost_event masked_event;
+    vhost_event error_event;
+    bool swapped;      /* SET_VRING_ENDIAN was sent */
+    bool busy_looping; /* a busy-loop time was sent */
+};
+
+/* ---- vIOMMU ---- */
+
+enum {
+    VHOST_PERMIT_READ = 1,
+    VHOST_PERMIT_WRITE = 2
+}; /* as on the wire */
+
+typedef enum vhost_iotlb_type {
+    VHOST_TLB_MISS = 1,
+    VHOST_TLB_MAP = 2,
+    VHOST_TLB_UNMAP = 3,
+    VHOST_TLB_FAIL = 4
+} vhost_iotlb_type;
+
+typedef struct vhost_iotlb {
+    vhost_iotlb_type type;
+    uint8_t permit; /* VHOST_PERMIT_* */
+    uint64_t iova;
+    uint64_t size; /* bytes */
+    uint64_t gpa;  /* MAPPED: where iova leads, in guest memory */
+    void *host;    /* and in this process */
+} vhost_iotlb;
+
+typedef struct vhost_translation {
+    uint64_t iova; /* first byte of the entry that holds the address */
+    uint64_t size; /* of the entry, bytes */
+    uint64_t gpa;  /* where the entry leads */
+    uint8_t permit;
+} vhost_translation;
+
+/* How a device reaches memory. NULL members: by guest physical address, in the VM's map. */
+typedef struct vhost_memory_ops {
+    /* Maps mapping->size bytes at mapping->address of the device's DMA address space: fills in host
+       and gpa, and lowers size if less is contiguous. Returns 0 or -errno. */
+    int (*map)(vhost_device *device, vhost_mapping *mapping, bool write, void *user);
+    void (*unmap)(vhost_device *device, const vhost_mapping *mapping, bool written, void *user);
+    /* A vIOMMU: looks an IOVA up. Returns 0, or -EFAULT if nothing is mapped for this access. */
+    int (*translate)(vhost_device *device, uint64_t iova, bool write, vhost_translation *entry,
+                     void *user);
+    /* From on to off, every unmapped IOVA range is told by vhost_device_unmapped. */
+    int (*watch)(vhost_device *device, bool on, void *user);
+} vhost_memory_ops;
+
+/* ---- back-ends ---- */
+
+/* What a back-end says of itself when it is opened. */
+typedef struct vhost_facts {
+    const char *name; /* for messages; static */
+    vhost_profile profile;
+    vhost_log_kind log_kind;
+    uint32_t max_regions;    /* memory slots; 0: no limit */
+    uint32_t max_queues;     /* 0: no limit known */
+    vhost_features offered;  /* feature bits it has */
+    vhost_features its_bits; /* the bits that are its to offer; others are the VMM's own */
+} vhost_facts;
+
+/* How a fence went. */
+typedef struct vhost_fence {
+    int error;   /* 0, or the negative errno of the first operation that failed */
+    vhost_op op; /* which it was */
+    int queue;   /* of which queue, or -1 */
+} vhost_fence;
+
+/* A back-end. NULL member = not supported; (R) = required.
+   A submitted operation returns >= 0 (done, or queued), or a negative errno: refused, nothing of it
+   happened; what was submitted before still needs its fence. Arguments are valid during the call
+   only; results (a base, config bytes) are in place when the fence returns. Nothing calls an
+   operation after sever but open and close. Queues count from 0 over the whole device. */
+typedef struct vhost_backend_ops {
+    /* Immediate. */
+    int (*open)(void *backend, vhost_device *device, vhost_facts *facts); /* (R) own it, read it */
+    void (*close)(void *backend); /* the device lets go; after open, also after sever */
+    void (*sever)(void *backend); /* (R) cut off for good: when it returns, nothing is touched */
+    int (*poll_fds)(void *backend, int *fds, uint32_t capacity); /* returns how many there are */
+    int (*process)(void *backend);                               /* what those fds announce */
+    /* Submitted. */
+    int (*set_features)(void *backend, const vhost_features *features); /* (R) */
+    int (*set_table)(void *backend, const vhost_table_change *change);  /* (R) */
+    int (*set_log)(void *backend, const vhost_log_memory *memory);      /* NULL: none */
+    int (*set_ring_call)(void *backend, uint32_t queue, int fd);        /* (R) -1: none */
+    int (*set_ring_error)(void *backend, uint32_t queue, int fd);
+    int (*set_ring_size)(void *backend, uint32_t queue, uint32_t size); /* (R) */
+    int (*set_ring_base)(void *backend, uint32_t queue, uint32_t base); /* (R) */
+    int (*set_ring_endian)(void *backend, uint32_t queue, bool big);
+    int (*set_ring_addresses)(void *backend, uint32_t queue,
+                              const vhost_ring_addresses *addresses); /* (R) */
+    int (*set_ring_busy_loop)(void *backend, uint32_t queue, uint32_t microseconds);
+    int (*set_ring_kick)(void *backend, uint32_t queue, int fd); /* (R) -1: poll */
+    int (*set_config_call)(void *backend, int fd);               /* -1: none */
+    int (*iotlb_send)(void *backend, const vhost_iotlb *message);
+    int (*enable_ring)(void *backend, uint32_t queue, bool on);
+    int (*set_running)(void *backend, bool on);
+    int (*get_ring_base)(void *backend, uint32_t queue, vhost_ring_base *base); /* (R) */
+    int (*reset)(void *backend);
+    int (*get_config)(void *backend, uint32_t offset, void *bytes, uint32_t size);
+    int (*set_config)(void *backend, uint32_t offset, const void *bytes, uint32_t size);
+    /* Waits for all of the above. NULL: nothing is ever queued. */
+    void (*fence)(void *backend, vhost_fence *result);
+} vhost_backend_ops;
+
+/* ---- news and traces ---- */
+
+typedef enum vhost_level {
+    VHOST_LEVEL_ERROR = 1,
+    VHOST_LEVEL_NOTE = 2
+} vhost_level;
+
+typedef enum vhost_trace_event {
+    VHOST_TRACE_SECTION_ACCEPTED = 1, /* gpa, size: a region begins with it */
+    VHOST_TRACE_SECTION_MERGED = 2,   /* gpa, size: it continues the region before it */
+    VHOST_TRACE_SECTION_REJECTED = 3, /* gpa, size; value: its flags */
+    VHOST_TRACE_COMMIT = 4,           /* value: number of sections; result: 1 changed, 0 not */
+    VHOST_TRACE_OP = 5,    /* op, queue, value (fd, size, base, on); result: its return */
+    VHOST_TRACE_FENCE = 6, /* op, queue: what failed; result */
+    VHOST_TRACE_STATE = 7  /* value: the vhost_state entered */
+} vhost_trace_event;
+
+typedef struct vhost_trace {
+    vhost_trace_event event;
+    const vhost_device *device; /* NULL: the memory map */
+    vhost_op op;
+    int queue; /* or -1 */
+    int result;
+    uint64_t gpa;
+    uint64_t size;
+    int64_t value;
+} vhost_trace;
+
+/* ---- the VM ---- */
+
+typedef struct vhost_vm_options { /* zero is the default of each */
+    void *user;                   /* passed to every function below */
+    void (*on_message)(vhost_level level, const vhost_error *what, const vhost_device *device,
+                       void *user); /* device: NULL if it is about the VM */
+    void (*on_trace)(const vhost_trace *trace, void *user);
+    void *(*allocate)(void *memory, size_t size, void *user); /* as realloc; size 0 frees */
+    const vhost_event_ops *events;                            /* default: >>posix */
+    const vhost_log_ops *log;                                 /* default: >>posix */
+} vhost_vm_options;
+
+typedef struct vhosti_map { /* private: a list of sections, and what is derived from it */
+    struct vhosti_section *sections;
+    struct vhosti_span *spans;
+    uint32_t count, capacity;
+    uint32_t span_count, span_capacity;
+} vhosti_map;
+
+struct vhost_vm {
+    vhost_error last_error; /* read only */
+
+    /* Private. */
+    vhost_vm_options options;
+    vhosti_map maps[2];
+    int current; /* index of the map in force; the other one is the transaction's */
+    bool in_transaction;
+    int transaction_error;
+    vhost_device *devices;
+    struct vhosti_table *tables[VHOST_PROFILE_COUNT]; /* NULL: profile not in use */
+    vhost_region *difference;                         /* room for removed, then added */
+    uint32_t difference_capacity;
+};
+
+/* ---- the device ---- */
+
+typedef enum vhost_state {
+    VHOST_STATE_CLOSED = 0,
+    VHOST_STATE_STOPPED = 1,
+    VHOST_STATE_RUNNING = 2,
+    VHOST_STATE_BROKEN = 3
+} vhost_state;
+
+typedef struct vhost_device_options { /* zero is the default of each */
+    void *user;                       /* passed to every function below and in `memory` */
+    const vhost_memory_ops *memory;   /* default: guest physical addresses */
+    const vhost_features *its_bits;   /* default: facts.its_bits; borrowed until cleanup */
+    void (*on_broken)(vhost_device *device, void *user); /* device->last_error says why */
+    void (*on_queue_error)(vhost_device *device, uint32_t queue, void *user);
+    void (*on_config)(vhost_device *device, void *user);
+} vhost_device_options;
+
+typedef struct vhosti_batch { /* private: what was submitted since the last fence */
+    int error;                /* of the first submit that was refused */
+    vhost_op op;
+    int queue;
+    bool pending; /* something awaits its fence */
+} vhosti_batch;
+
+struct vhost_device {
+    /* Read only. */
+    vhost_state state;
+    vhost_error last_error;
+    vhost_facts facts;
+    vhost_features acked; /* by vhost_device_ack */
+    vhost_vm *vm;
+    vhost_queue *queues;
+    uint32_t queue_count;
+
+    /* Private. */
+    const vhost_backend_ops *ops;
+    void *backend;
+    vhost_device_options options;
+    vhosti_batch batch;
+    vhost_event config_event;
+    struct vhosti_table *table; /* that the back-end acknowledged last; counted */
+    int broken_by;              /* the error code that made it BROKEN */
+    bool doomed;                /* in a commit: to be cut off */
+    vhost_device *next;
+};
+
+/* >>api ----------------------------------------------------------------------------------------
+
+   Errors, threads and states: manual, chapters 5, 10 and 11. What is said there is not repeated. */
+
+/* ---- words ---- */
+
+VHOST_API const char *vhost_why_text(vhost_why why); /* static text; never NULL */
+VHOST_API const char *vhost_op_name(vhost_op op);    /* static text; never NULL */
+
+/* ---- features (F1, F2) ---- */
+
+VHOST_API bool vhost_features_test(const vhost_features *features, unsigned bit);
+VHOST_API void vhost_features_set(vhost_features *features, unsigned bit);
+VHOST_API void vhost_features_clear(vhost_features *features, unsigned bit);
+
+/* ---- the VM ---- */
+
+/* Makes an address space without memory and devices. options may be NULL, and is copied.
+   -EINVAL: options.events is missing and VHOST_NO_POSIX is defined. */
+VHOST_API int vhost_vm_init(vhost_vm *vm, const vhost_vm_options *options);
+
+/* Frees all of it. -EBUSY: a device is still attached, nothing was freed. May be repeated. */
+VHOST_API int vhost_vm_cleanup(vhost_vm *vm);
+
+/* ---- guest memory (M1 to M10, C1 to C8) ---- */
+
+/* Fills in a backing of `size` bytes at `host`, with pages of 4 KiB and no flags. fd: what a peer
+   process may map to see it, from fd_offset on, or -1. */
+VHOST_API void vhost_backing_init(vhost_backing *backing, void *host, uint64_t size, int fd,
+                                  uint64_t fd_offset);
+
+/* Fills in a section without flags. */
+VHOST_API void vhost_section_init(vhost_section *section, uint64_t gpa, uint64_t size,
+                                  const vhost_backing *backing, uint64_t offset);
+
+/* Opens a transaction with an empty list. -EBUSY: one is open. */
+VHOST_API int vhost_memory_begin(vhost_vm *vm);
+
+/* Adds the next section, in ascending order. The section is copied; its backing is borrowed.
+   -EINVAL, -EOVERFLOW, -ENOMEM: refused with its reason and, where there are two, both sections
+   named; now the transaction can only be aborted (or committed, which fails). */
+VHOST_API int vhost_memory_add(vhost_vm *vm, const vhost_section *section);
+
+/* Puts the list in force, and ends the transaction in any case. On failure the old map stays:
+   -EINVAL: an add failed; -ENOSPC: more regions than a device has slots (vm->last_error names it);
+   -ENOMEM. Devices that cannot go along become BROKEN, and the commit succeeds. */
+VHOST_API int vhost_memory_commit(vhost_vm *vm);
+
+/* Ends the transaction; the map stays as it is. */
+VHOST_API void vhost_memory_abort(vhost_vm *vm);
+
+/* How many more regions fit into the back-end with the fewest free slots; UINT32_MAX: no limit. */
+VHOST_API uint32_t vhost_memory_free_slots(const vhost_vm *vm);
+
+/* Looks up a guest physical address, ROM included. O(log sections). 0, or -EFAULT if there is no
+   memory (no message: this may be a hot path). Valid until the next commit. */
+VHOST_API int vhost_memory_find(const vhost_vm *vm, uint64_t gpa, vhost_extent *extent);
+
+/* ---- devices (B1 to B7, F1 to F3, S1 to S7) ---- */
+
+/* Attaches a device with `count` queues to the VM and to a back-end: opens the back-end, makes the
+   notifiers. Nothing is sent but what opening needs. queues: initialised by vhost_queue_init,
+   borrowed until cleanup; their public fields are kept over cleanup (D27).
+   -EINVAL: an operation is missing, or more queues than the back-end has; -ENOSPC: too few memory
+   slots for the map as it is (B3); -EBUSY: the VM has a transaction open; or what open returned. */
+VHOST_API int vhost_device_init(vhost_device *device, vhost_vm *vm, const vhost_backend_ops *ops,
+                                void *backend, vhost_queue *queues, uint32_t count,
+                                const vhost_device_options *options);
+
+/* Stops the device if need be, and lets go of everything. May be repeated, and called after a
+   failed init. The back-end object is not closed: that is yours. */
+VHOST_API void vhost_device_cleanup(vhost_device *device);
+
+/* What to offer to the driver, of `mine`, the bits that the VMM wants: bits that are the back-end's
+   to offer only if it has them, other bits unchanged, LOG_ALL never. */
+VHOST_API vhost_features vhost_device_offer(const vhost_device *device, vhost_features mine);
+
+/* Sets (does not OR) what the driver accepted. -EINVAL: a bit that is the back-end's to offer, and
+   that it does not have; nothing is changed. */
+VHOST_API int vhost_device_ack(vhost_device *device, vhost_features accepted);
+
+/* Hands the ready queues to the back-end, features and memory table first, and lets it run. Every
+   ring is mapped and checked before the back-end is told anything of it. -EINVAL: a queue's size,
+   alignment or position; -EFAULT: a ring is not in memory; -ENOTSUP; or what the back-end said. */
+VHOST_API int vhost_device_start(vhost_device *device);
+
+/* Takes the queues back. Always completes, returns the first error; see manual, chapter 5. */
+VHOST_API int vhost_device_stop(vhost_device *device);
+
+/* Virtio device reset: the back-end's (if it has one), features acknowledged, and in each queue
+   ready, addresses and position; kick_fd, call_fd, size and busy_loop_us are kept. Opens a BROKEN
+   device's back-end again. */
+VHOST_API int vhost_device_reset(vhost_device *device);
+
+/* Reads or writes `size` bytes of the device's config space. -ENOTSUP: the back-end has none, the
+   config space is the VMM's; -EINVAL: size is 0, or offset + size wraps. Stopped or running. */
+VHOST_API int vhost_device_get_config(vhost_device *device, uint32_t offset, void *bytes,
+                                      uint32_t size);
+VHOST_API int vhost_device_set_config(vhost_device *device, uint32_t offset, const void *bytes,
+                                      uint32_t size);
+
+/* The fds to poll for input, up to `capacity` of them into fds; returns how many there are. The set
+   changes with init, cleanup and reset, and when the device becomes BROKEN. */
+VHOST_API uint32_t vhost_device_poll_fds(const vhost_device *device, int *fds, uint32_t capacity);
+
+/* Handles whatever those fds announce; harmless if nothing does. A negative errno from the back-end
+   breaks the device and is returned. */
+VHOST_API int vhost_device_process(vhost_device *device);
+
+/* ---- queues (V1 to V6, K1) ---- */
+
+/* Zeroes the queue; kick_fd and call_fd are -1. Before vhost_device_init. */
+VHOST_API void vhost_queue_init(vhost_queue *queue);
+
+/* Starts or stops one queue of a running device (VIRTIO_F_RING_RESET). -EBUSY: it is started, or
+   the device does not run; -EINVAL: not ready; else as device start. Stop of a stopped queue: 0. */
+VHOST_API int vhost_queue_start(vhost_device *device, uint32_t queue);
+VHOST_API int vhost_queue_stop(vhost_device *device, uint32_t queue);
+
+/* Sends the queue's calls to a notifier of the library, or back to call_fd (which may have been
+   changed meanwhile). unmask returns 1 if a call came while the queue was masked: deliver it. When
+   either fails, calls may go to either notifier, the queue counts as masked, and none is lost. */
+VHOST_API int vhost_queue_mask(vhost_device *device, uint32_t queue);
+VHOST_API int vhost_queue_unmask(vhost_device *device, uint32_t queue);
+
+/* 1 if a call came while the queue was masked, 0 if none, and forgets it. */
+VHOST_API int vhost_queue_pending(vhost_device *device, uint32_t queue);
+
+/* ---- the dirty log (L, Y, G) ---- */
+
+/* Makes every device log what it writes. -ENOTSUP: one cannot (vhost_log_blocker). All or none. */
+VHOST_API int vhost_log_start(vhost_vm *vm);
+
+/* Ends logging; bits not yet synced are gone. Always completes, returns the first error. */
+VHOST_API int vhost_log_stop(vhost_vm *vm);
+
+/* Takes and clears the dirty bits of [gpa, gpa + size) and hands them to the sink, in one pass. */
+VHOST_API int vhost_log_sync(vhost_vm *vm, uint64_t gpa, uint64_t size, vhost_log_sink *sink);
+
+/* The first device after `after` (NULL: of all) that stands in the way of vhost_log_start, and its
+   reason; NULL: none. */
+VHOST_API const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_device *after,
+                                                vhost_why *why);
+
+/* ---- vIOMMU (I) ---- */
+
+/* For back-ends: a message came from the back-end of this device. A miss is answered by iotlb_send
+   before it returns. */
+VHOST_API int vhost_iotlb_message(vhost_device *device, const vhost_iotlb *message);
+
+/* For the VMM: the vIOMMU unmapped [iova, iova + size). On return the back-end has let go of it. */
+VHOST_API int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_t size);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* VHOST_H_INCLUDED: stop here if you only want the API */
+
+/* ==============================================================================================
+   Implementation
+   ============================================================================================== */
+
+#if defined(VHOST_IMPLEMENTATION) && !defined(VHOST_IMPLEMENTATION_DONE)
+#define VHOST_IMPLEMENTATION_DONE
+
+#if defined(VHOST_STATIC)
+#define VHOST_DEF static
+#else
+#define VHOST_DEF
+#endif
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#if !defined(VHOST_ASSERT)
+#include <assert.h>
+#define VHOST_ASSERT(condition) assert(condition)
+#endif
+
+#if defined(VHOST_REALLOC) != defined(VHOST_FREE)
+#error "define both VHOST_REALLOC and VHOST_FREE, or neither"
+#endif
+#if !defined(VHOST_REALLOC)
+#include <stdlib.h>
+#define VHOST_REALLOC(memory, size) realloc(memory, size)
+#define VHOST_FREE(memory)          free(memory)
+#endif
+
+#if !defined(VHOST_VSNPRINTF)
+#define VHOST_VSNPRINTF vsnprintf
+#endif
+#if !defined(VHOST_LOAD_ACQUIRE16)
+#define VHOST_LOAD_ACQUIRE16(pointer) __atomic_load_n(pointer, __ATOMIC_ACQUIRE)
+#endif
+
+#if !defined(VHOST_NO_POSIX)
+#include <fcntl.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/eventfd.h>
+#endif
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* >>base -------------------------------------------------------------------------------------- */
+
+#if defined(__GNUC__)
+#define VHOSTI_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define VHOSTI_PRINTF(text, first)
+#endif
+
+typedef unsigned long long vhosti_ull; /* what %llx takes */
+
+#define VHOSTI_TEXT(name, text) text,
+
+VHOST_DEF const char *vhost_why_text(vhost_why why)
+{
+    static const char *const texts[] = {VHOST_WHY_LIST(VHOSTI_TEXT)};
+    return (unsigned)why < VHOST_WHY_COUNT ? texts[why] : "unknown reason";
+}
+
+VHOST_DEF const char *vhost_op_name(vhost_op op)
+{
+    static const char *const names[] = {VHOST_OP_LIST(VHOSTI_TEXT)};
+    return (unsigned)op < VHOST_OP_COUNT ? names[op] : "unknown operation";
+}
+
+static void *vhosti_default_allocate(void *memory, size_t size, void *user)
+{
+    (void)user;
+    if (size == 0) {
+        VHOST_FREE(memory);
+        return NULL;
+    }
+    return VHOST_REALLOC(memory, size);
+}
+
+static void *vhosti_allocate(vhost_vm *vm, void *memory, size_t size)
+{
+    return vm->options.allocate(memory, size, vm->options.user);
+}
+
+static void vhosti_free(vhost_vm *vm, void *memory)
+{
+    if (memory != NULL)
+        (void)vhosti_allocate(vm, memory, 0);
+}
+
+/* Gives `array` room for `need` elements. NULL: out of memory, and the array is as it was. */
+static void *vhosti_grow(vhost_vm *vm, void *array, uint32_t *capacity, uint32_t need, size_t size)
+{
+    uint32_t roomy = *capacity < 16 ? 16 : *capacity;
+    void *grown;
+    if (array != NULL && need <= *capacity)
+        return array;
+    while (roomy < need)
+        roomy *= 2;
+    if ((uint64_t)roomy * size > SIZE_MAX)
+        return NULL;
+    grown = vhosti_allocate(vm, array, roomy * size);
+    if (grown != NULL)
+        *capacity = roomy;
+    return grown;
+}
+
+VHOSTI_PRINTF(3, 0)
+static void vhosti_append_text(char *text, size_t size, const char *format, va_list arguments)
+{
+    size_t used = strlen(text);
+    (void)VHOST_VSNPRINTF(text + used, size - used, format, arguments);
+}
+
+VHOSTI_PRINTF(2, 3)
+static void vhosti_write_text(vhost_error *error, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vhosti_append_text(error->text, sizeof error->text, format, arguments);
+    va_end(arguments);
+}
+
+static void vhosti_begin_error(vhost_error *error, const vhost_device *device, vhost_why why,
+                               int queue)
+{
+    memset(error, 0, sizeof *error);
+    error->why = why;
+    error->queue = queue;
+    if (device != NULL && device->facts.name != NULL)
+        vhosti_write_text(error, "%s: ", device->facts.name);
+    vhosti_write_text(error, "%s: ", vhost_why_text(why));
+}
+
+static void vhosti_tell(vhost_vm *vm, vhost_level level, const vhost_error *what,
+                        const vhost_device *device)
+{
+    if (vm->options.on_message != NULL)
+        vm->options.on_message(level, what, device, vm->options.user);
+}
+
+/* Records a failure where its caller can find it, and says it once. Returns the code. */
+VHOSTI_PRINTF(8, 9)
+static int vhosti_fail(vhost_vm *vm, vhost_device *device, int code, vhost_why why, vhost_op op,
+                       int queue, uint32_t line, const char *format, ...)
+{
+    vhost_error *error = device != NULL ? &device->last_error : &vm->last_error;
+    va_list arguments;
+    vhosti_begin_error(error, device, why, queue);
+    error->code = code;
+    error->op = op;
+    error->line = line;
+    va_start(arguments, format);
+    vhosti_append_text(error->text, sizeof error->text, format, arguments);
+    va_end(arguments);
+    vhosti_tell(vm, VHOST_LEVEL_ERROR, error, device);
+    return code;
+}
+
+/* Says something that is no failure of any call. */
+VHOSTI_PRINTF(4, 5)
+static void vhosti_note(const vhost_device *device, vhost_why why, int queue, const char *format,
+                        ...)
+{
+    vhost_error note;
+    va_list arguments;
+    vhosti_begin_error(&note, device, why, queue);
+    va_start(arguments, format);
+    vhosti_append_text(note.text, sizeof note.text, format, arguments);
+    va_end(arguments);
+    vhosti_tell(device->vm, VHOST_LEVEL_NOTE, &note, device);
+}
+
+#define VHOSTI_FAIL_VM(vm, code, why, ...)                                                         \
+    vhosti_fail((vm), NULL, (code), (why), VHOST_OP_NONE, -1, __LINE__, __VA_ARGS__)
+#define VHOSTI_FAIL(device, code, why, op, queue, ...)                                             \
+    vhosti_fail((device)->vm, (device), (code), (why), (op), (queue), __LINE__, __VA_ARGS__)
+
+static void vhosti_trace(vhost_vm *vm, const vhost_trace *trace)
+{
+    if (vm->options.on_trace != NULL)
+        vm->options.on_trace(trace, vm->options.user);
+}
+
+static vhost_trace vhosti_make_trace(vhost_trace_event event, const vhost_device *device)
+{
+    vhost_trace trace;
+    memset(&trace, 0, sizeof trace);
+    trace.event = event;
+    trace.device = device;
+    trace.queue = -1;
+    return trace;
+}
+
+static void vhosti_trace_section(vhost_vm *vm, vhost_trace_event event, uint64_t gpa, uint64_t size,
+                                 int64_t value)
+{
+    vhost_trace trace = vhosti_make_trace(event, NULL);
+    trace.gpa = gpa;
+    trace.size = size;
+    trace.value = value;
+    vhosti_trace(vm, &trace);
+}
+
+static void vhosti_enter(vhost_device *device, vhost_state state)
+{
+    vhost_trace trace = vhosti_make_trace(VHOST_TRACE_STATE, device);
+    device->state = state;
+    trace.value = state;
+    vhosti_trace(device->vm, &trace);
+}
+
+/* >>posix ------------------------------------------------------------------------------------- */
+
+#if !defined(VHOST_NO_POSIX)
+
+#if defined(__linux__)
+
+static int vhosti_event_create(vhost_event *event, void *user)
+{
+    (void)user;
+    event->wait_fd = event->signal_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return event->wait_fd < 0 ? -errno : 0;
+}
+
+#else
+
+static int vhosti_event_create(vhost_event *event, void *user)
+{
+    int ends[2], i;
+    (void)user;
+    if (pipe(ends) < 0)
+        return -errno;
+    for (i = 0; i < 2; i++) {
+        (void)fcntl(ends[i], F_SETFD, FD_CLOEXEC);
+        (void)fcntl(ends[i], F_SETFL, O_NONBLOCK);
+    }
+    event->wait_fd = ends[0];
+    event->signal_fd = ends[1];
+    return 0;
+}
+
+#endif
+
+static void vhosti_event_destroy(vhost_event *event, void *user)
+{
+    (void)user;
+    if (event->signal_fd != event->wait_fd)
+        (void)close(event->signal_fd);
+    (void)close(event->wait_fd);
+}
+
+static int vhosti_event_test_and_clear(const vhost_event *event, void *user)
+{
+    char bytes[64]; /* an eventfd gives 8 of them, a pipe as many as there were signals */
+    int signalled = 0;
+    ptrdiff_t count;
+    (void)user;
+    do {
+        count = read(event->wait_fd, bytes, sizeof bytes);
+        signalled |= count > 0;
+    } while (count == (ptrdiff_t)sizeof bytes || (count < 0 && errno == EINTR));
+    return count < 0 && errno != EAGAIN ? -errno : signalled;
+}
+
+static const vhost_event_ops vhosti_posix_events = {vhosti_event_create, vhosti_event_destroy,
+                                                    vhosti_event_test_and_clear};
+
+#endif /* VHOST_NO_POSIX */
+
+/* >>memory ------------------------------------------------------------------------------------ */
+
+struct vhosti_section { /* as added, but for coherent overlaps, which are one */
+    uint64_t gpa;
+    uint64_t size;
+    const vhost_backing *backing;
+    unsigned char *host;
+    uint32_t flags;
+};
+
+struct vhosti_span { /* contiguous in guest and host memory, whatever it is made of */
+    uint64_t gpa;
+    uint64_t last;
+    unsigned char *host;
+    bool writable;
+};
+
+struct vhosti_table { /* shared by all who were told of it */
+    uint32_t users;
+    vhost_table table;
+    vhost_region regions[1]; /* as many as there are */
+};
+
+static vhosti_map *vhosti_current(vhost_vm *vm)
+{
+    return &vm->maps[vm->current];
+}
+
+static vhosti_map *vhosti_scratch(vhost_vm *vm)
+{
+    return &vm->maps[!vm->current];
+}
+
+static uint64_t vhosti_last(const struct vhosti_section *section)
+{
+    return section->gpa + (section->size - 1);
+}
+
+VHOST_DEF void vhost_backing_init(vhost_backing *backing, void *host, uint64_t size, int fd,
+                                  uint64_t fd_offset)
+{
+    memset(backing, 0, sizeof *backing);
+    backing->host = host;
+    backing->size = size;
+    backing->fd = fd;
+    backing->fd_offset = fd_offset;
+    backing->page_size = VHOST_PAGE;
+}
+
+VHOST_DEF void vhost_section_init(vhost_section *section, uint64_t gpa, uint64_t size,
+                                  const vhost_backing *backing, uint64_t offset)
+{
+    memset(section, 0, sizeof *section);
+    section->gpa = gpa;
+    section->size = size;
+    section->backing = backing;
+    section->offset = offset;
+}
+
+/* ---- the list (M1, M2, M9) ---- */
+
+VHOST_DEF int vhost_memory_begin(vhost_vm *vm)
+{
+    if (vm->in_transaction)
+        return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "a transaction is open");
+    vm->in_transaction = true;
+    vm->transaction_error = 0;
+    vhosti_scratch(vm)->count = 0;
+    return 0;
+}
+
+VHOST_DEF void vhost_memory_abort(vhost_vm *vm)
+{
+    vm->in_transaction = false;
+}
+
+static int vhosti_check_section(vhost_vm *vm, const vhost_section *section)
+{
+    const vhost_backing *backing = section->backing;
+    vhosti_ull gpa = section->gpa, size = section->size, offset = section->offset;
+    if (backing == NULL || backing->host == NULL)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT, "section 0x%llx+0x%llx: no memory",
+                              gpa, size);
+    if (size == 0)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_EMPTY, "at 0x%llx", gpa);
+    if ((gpa | size | (uintptr_t)backing->host | offset) % VHOST_PAGE != 0)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_UNALIGNED,
+                              "0x%llx+0x%llx, at 0x%llx of a backing at %p", gpa, size, offset,
+                              backing->host);
+    if (gpa + (size - 1) < gpa)
+        return VHOSTI_FAIL_VM(vm, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS, "0x%llx+0x%llx", gpa, size);
+    if (offset > backing->size || size > backing->size - offset)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_OUTSIDE,
+                              "0x%llx+0x%llx, at 0x%llx of 0x%llx bytes", gpa, size, offset,
+                              (vhosti_ull)backing->size);
+    return 0;
+}
+
+static struct vhosti_section vhosti_make_section(const vhost_section *section)
+{
+    struct vhosti_section made;
+    memset(&made, 0, sizeof made);
+    made.gpa = section->gpa;
+    made.size = section->size;
+    made.backing = section->backing;
+    made.host = (unsigned char *)section->backing->host + section->offset;
+    made.flags = section->flags;
+    return made;
+}
+
+/* Whether `next`, which begins inside of `before`, shows the same memory in the same way. */
+static bool vhosti_is_coherent(const struct vhosti_section *before,
+                               const struct vhosti_section *next)
+{
+    return next->backing == before->backing && next->flags == before->flags &&
+           (next->flags & VHOST_SECTION_UNMERGEABLE) == 0 &&
+           next->host == before->host + (next->gpa - before->gpa);
+}
+
+static int vhosti_append_section(vhost_vm *vm, const struct vhosti_section *next)
+{
+    vhosti_map *map = vhosti_scratch(vm);
+    struct vhosti_section *grown = (struct vhosti_section *)vhosti_grow(
+        vm, map->sections, &map->capacity, map->count + 1, sizeof *grown);
+    if (grown == NULL)
+        return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_MEMORY, "%lu sections",
+                              (unsigned long)map->count + 1);
+    map->sections = grown;
+    map->sections[map->count++] = *next;
+    return 0;
+}
+
+/* Sections ascend; only the last one need be looked at (M2). */
+static int vhosti_place_section(vhost_vm *vm, const struct vhosti_section *next)
+{
+    vhosti_map *map = vhosti_scratch(vm);
+    struct vhosti_section *before = map->count > 0 ? &map->sections[map->count - 1] : NULL;
+    if (before == NULL || next->gpa > vhosti_last(before))
+        return vhosti_append_section(vm, next);
+    if (next->gpa < before->gpa || !vhosti_is_coherent(before, next))
+        return VHOSTI_FAIL_VM(
+            vm, -EINVAL,
+            next->gpa < before->gpa ? VHOST_WHY_SECTION_ORDER : VHOST_WHY_SECTION_OVERLAP,
+            "0x%llx+0x%llx after 0x%llx+0x%llx", (vhosti_ull)next->gpa, (vhosti_ull)next->size,
+            (vhosti_ull)before->gpa, (vhosti_ull)before->size);
+    if (vhosti_last(next) > vhosti_last(before))
+        before->size = next->gpa - before->gpa + next->size;
+    return 0;
+}
+
+VHOST_DEF int vhost_memory_add(vhost_vm *vm, const vhost_section *section)
+{
+    int code;
+    if (!vm->in_transaction)
+        return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "no transaction is open");
+    code = vhosti_check_section(vm, section);
+    if (code == 0) {
+        struct vhosti_section made = vhosti_make_section(section);
+        code = vhosti_place_section(vm, &made);
+    }
+    if (code < 0)
+        vm->transaction_error = code;
+    return code;
+}
+
+static bool vhosti_same_section(const struct vhosti_section *a, const struct vhosti_section *b)
+{
+    return a->gpa == b->gpa && a->size == b->size && a->backing == b->backing &&
+           a->host == b->host && a->flags == b->flags;
+}
+
+static bool vhosti_same_sections(const vhosti_map *a, const vhosti_map *b)
+{
+    uint32_t i;
+    if (a->count != b->count)
+        return false;
+    for (i = 0; i < a->count; i++)
+        if (!vhosti_same_section(&a->sections[i], &b->sections[i]))
+            return false;
+    return true;
+}
+
+/* ---- spans: look-up by guest physical address (decision 5) ---- */
+
+static bool vhosti_is_writable(const struct vhosti_section *section)
+{
+    return (section->flags & VHOST_SECTION_ROM) == 0 &&
+           (section->backing->flags & VHOST_BACKING_READ_ONLY) == 0;
+}
+
+static bool vhosti_extend_span(struct vhosti_span *span, const struct vhosti_section *section)
+{
+    if (section->gpa != span->last + 1 || vhosti_is_writable(section) != span->writable ||
+        section->host != span->host + (section->gpa - span->gpa))
+        return false;
+    span->last = vhosti_last(section);
+    return true;
+}
+
+static int vhosti_build_spans(vhost_vm *vm, vhosti_map *map)
+{
+    struct vhosti_span *spans = (struct vhosti_span *)vhosti_grow(
+        vm, map->spans, &map->span_capacity, map->count, sizeof *spans);
+    uint32_t i, count = 0;
+    if (spans == NULL)
+        return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_MEMORY, "%lu spans",
+                              (unsigned long)map->count);
+    map->spans = spans;
+    for (i = 0; i < map->count; i++) {
+        const struct vhosti_section *section = &map->sections[i];
+        if (count > 0 && vhosti_extend_span(&spans[count - 1], section))
+            continue;
+        spans[count].gpa = section->gpa;
+        spans[count].last = vhosti_last(section);
+        spans[count].host = section->host;
+        spans[count].writable = vhosti_is_writable(section);
+        count++;
+    }
+    map->span_count = count;
+    return 0;
+}
+
+static const struct vhosti_span *vhosti_find_span(const vhosti_map *map, uint64_t gpa)
+{
+    const struct vhosti_span *span = map->spans;
+    uint32_t left = map->span_count;
+    if (left == 0 || gpa < span->gpa)
+        return NULL;
+    while (left > 1) { /* span->gpa <= gpa holds throughout */
+        uint32_t half = left / 2;
+        span += span[half].gpa <= gpa ? half : 0;
+        left -= half;
+    }
+    return gpa <= span->last ? span : NULL;
+}
+
+VHOST_DEF int vhost_memory_find(const vhost_vm *vm, uint64_t gpa, vhost_extent *extent)
+{
+    const struct vhosti_span *span = vhosti_find_span(&vm->maps[vm->current], gpa);
+    if (span == NULL)
+        return -EFAULT;
+    extent->host = span->host + (gpa - span->gpa);
+    extent->size = span->last - gpa + 1;
+    extent->writable = span->writable;
+    return 0;
+}
+
+/* ---- tables: what back-ends are told (M3, M7, C2, decision 3) ---- */
+
+static bool vhosti_is_for_backends(const struct vhosti_section *section)
+{
+    return vhosti_is_writable(section) && (section->flags & VHOST_SECTION_DIRTY_TRACKED) == 0;
+}
+
+static bool vhosti_continues(const vhost_region *region, const struct vhosti_section *section)
+{
+    return section->gpa == region->gpa + region->size && section->backing == region->backing &&
+           section->host == (unsigned char *)region->host + region->size;
+}
+
+/* Writes the merged regions of a map, and traces what became of each section. */
+static uint32_t vhosti_write_regions(vhost_vm *vm, const vhosti_map *map, vhost_region *regions)
+{
+    bool mergeable = false; /* the last region may be continued */
+    uint32_t i, count = 0;
+    for (i = 0; i < map->count; i++) {
+        const struct vhosti_section *section = &map->sections[i];
+        bool alone = (section->flags & VHOST_SECTION_UNMERGEABLE) != 0;
+        vhost_trace_event event = VHOST_TRACE_SECTION_ACCEPTED;
+        if (!vhosti_is_for_backends(section)) {
+            event = VHOST_TRACE_SECTION_REJECTED;
+        } else if (mergeable && !alone && vhosti_continues(&regions[count - 1], section)) {
+            event = VHOST_TRACE_SECTION_MERGED;
+            regions[count - 1].size += section->size;
+        } else {
+            regions[count].gpa = section->gpa;
+            regions[count].size = section->size;
+            regions[count].host = section->host;
+            regions[count].backing = section->backing;
+            count++;
+            mergeable = !alone;
+        }
+        vhosti_trace_section(vm, event, section->gpa, section->size, section->flags);
+    }
+    return count;
+}
+
+static struct vhosti_table *vhosti_build_table(vhost_vm *vm, const vhosti_map *map)
+{
+    size_t size = sizeof(struct vhosti_table) + map->count * sizeof(vhost_region);
+    struct vhosti_table *built = (struct vhosti_table *)vhosti_allocate(vm, NULL, size);
+    if (built == NULL)
+        return NULL;
+    built->users = 1;
+    built->table.regions = built->regions;
+    built->table.count = vhosti_write_regions(vm, map, built->regions);
+    return built;
+}
+
+static struct vhosti_table *vhosti_keep_table(struct vhosti_table *table)
+{
+    table->users++;
+    return table;
+}
+
+static void vhosti_drop_table(vhost_vm *vm, struct vhosti_table **table)
+{
+    if (*table != NULL && --(*table)->users == 0)
+        vhosti_free(vm, *table);
+    *table = NULL;
+}
+
+static bool vhosti_same_region(const vhost_region *a, const vhost_region *b)
+{
+    return a->gpa == b->gpa && a->size == b->size && a->host == b->host && a->backing == b->backing;
+}
+
+static bool vhosti_same_table(const vhost_table *a, const vhost_table *b)
+{
+    uint32_t i;
+    if (a->count != b->count)
+        return false;
+    for (i = 0; i < a->count; i++)
+        if (!vhosti_same_region(&a->regions[i], &b->regions[i]))
+            return false;
+    return true;
+}
+
+/* Makes room for the difference between two tables, before anybody is told of it. */
+static bool vhosti_reserve_difference(vhost_vm *vm, const struct vhosti_table *from,
+                                      const struct vhosti_table *to)
+{
+    uint32_t need = to->table.count + (from != NULL ? from->table.count : 0);
+    vhost_region *grown = (vhost_region *)vhosti_grow(vm, vm->difference, &vm->difference_capacity,
+                                                      need, sizeof *grown);
+    if (grown != NULL)
+        vm->difference = grown;
+    return grown != NULL;
+}
+
+/* Both tables ascend, so one walk over both finds what was removed and added. The room was
+   reserved before; `removed` grows from its front, `added` behind all that can be removed. */
+static vhost_table_change vhosti_find_change(vhost_vm *vm, const struct vhosti_table *from,
+                                             const struct vhosti_table *to)
+{
+    static const vhost_table none = {0, NULL};
+    const vhost_table *old = from != NULL ? &from->table : &none;
+    vhost_region *removed = vm->difference, *added = removed + old->count;
+    vhost_table_change change;
+    uint32_t i = 0, k = 0;
+    memset(&change, 0, sizeof change);
+    change.from = from != NULL ? &from->table : NULL;
+    change.to = &to->table;
+    change.removed = removed;
+    change.added = added;
+    while (i < old->count || k < to->table.count) {
+        const vhost_region *gone = i < old->count ? &old->regions[i] : NULL;
+        const vhost_region *come = k < to->table.count ? &to->table.regions[k] : NULL;
+        if (gone != NULL && come != NULL && vhosti_same_region(gone, come)) {
+            i++;
+            k++;
+        } else if (come == NULL || (gone != NULL && gone->gpa <= come->gpa)) {
+            removed[change.removed_count++] = *gone;
+            i++;
+        } else {
+            added[change.added_count++] = *come;
+            k++;
+        }
+    }
+    return change;
+}
+
+/* ---- memory slots (B3, B7) ---- */
+
+static bool vhosti_fits(const vhost_device *device, const struct vhosti_table *table)
+{
+    uint32_t slots = device->facts.max_regions;
+    return slots == 0 || table->table.count <= slots;
+}
+
+VHOST_DEF uint32_t vhost_memory_free_slots(const vhost_vm *vm)
+{
+    uint32_t least = UINT32_MAX;
+    const vhost_device *device;
+    for (device = vm->devices; device != NULL; device = device->next) {
+        uint32_t used = vm->tables[device->facts.profile]->table.count;
+        uint32_t limit = device->facts.max_regions;
+        if (limit != 0 && limit - used < least)
+            least = limit - used;
+    }
+    return least;
+}
+
+/* >>submit ------------------------------------------------------------------------------------
+
+   A batch is what is submitted between vhosti_begin and vhosti_fence. It keeps its first error, and
+   after that VHOSTI_SUBMIT does nothing more, so that a sequence of submits needs no checks in
+   between. VHOSTI_TRY submits all the same: for stopping, which must try everything. */
+
+static void vhosti_begin(vhost_device *device)
+{
+    memset(&device->batch, 0, sizeof device->batch);
+    device->batch.queue = -1;
+}
+
+static void vhosti_note_failure(vhost_device *device, int error, vhost_op op, int queue)
+{
+    device->batch.error = error;
+    device->batch.op = op;
+    device->batch.queue = queue;
+}
+
+static int vhosti_submitted(vhost_device *device, vhost_op op, int queue, int64_t value, int result)
+{
+    vhost_trace trace = vhosti_make_trace(VHOST_TRACE_OP, device);
+    trace.op = op;
+    trace.queue = queue;
+    trace.value = value;
+    trace.result = result;
+    vhosti_trace(device->vm, &trace);
+    if (result >= 0)
+        device->batch.pending = true;
+    else if (device->batch.error == 0)
+        vhosti_note_failure(device, result, op, queue);
+    return result;
+}
+
+#define VHOSTI_TRY(device, op, queue, value, call)                                                 \
+    vhosti_submitted((device), (op), (int)(queue), (int64_t)(value), (call))
+#define VHOSTI_SUBMIT(device, op, queue, value, call)                                              \
+    ((device)->batch.error < 0 ? (device)->batch.error : VHOSTI_TRY(device, op, queue, value, call))
+
+/* Ends the batch: 0, or the error of the first operation that failed. */
+static int vhosti_fence(vhost_device *device)
+{
+    vhost_fence result = {0, VHOST_OP_NONE, -1};
+    if (device->batch.pending && device->ops->fence != NULL) {
+        vhost_trace trace = vhosti_make_trace(VHOST_TRACE_FENCE, device);
+        device->ops->fence(device->backend, &result);
+        trace.op = result.op;
+        trace.queue = result.queue;
+        trace.result = result.error;
+        vhosti_trace(device->vm, &trace);
+    }
+    if (result.error < 0) /* what was submitted came before what was refused */
+        vhosti_note_failure(device, result.error, result.op, result.queue);
+    device->batch.pending = false;
+    return device->batch.error;
+}
+
+static vhost_why vhosti_why_of(int error)
+{
+    switch (error) {
+    case -ENOTSUP:
+        return VHOST_WHY_NOT_SUPPORTED;
+    case -ECONNRESET:
+    case -EPIPE:
+    case -ENODEV:
+        return VHOST_WHY_BACKEND_LOST;
+    default:
+        return VHOST_WHY_BACKEND_REFUSED;
+    }
+}
+
+/* Says which operation of the batch failed; returns its error. */
+static int vhosti_report_batch(vhost_device *device)
+{
+    const vhosti_batch *batch = &device->batch;
+    if (batch->queue >= 0)
+        return VHOSTI_FAIL(device, batch->error, vhosti_why_of(batch->error), batch->op,
+                           batch->queue, "%s of queue %d, errno %d", vhost_op_name(batch->op),
+                           batch->queue, -batch->error);
+    return VHOSTI_FAIL(device, batch->error, vhosti_why_of(batch->error), batch->op, -1,
+                       "%s, errno %d", vhost_op_name(batch->op), -batch->error);
+}
+
+/* >>features ---------------------------------------------------------------------------------- */
+
+VHOST_DEF bool vhost_features_test(const vhost_features *features, unsigned bit)
+{
+    return bit < 128 && (features->word[bit / 64] >> (bit % 64) & 1) != 0;
+}
+
+VHOST_DEF void vhost_features_set(vhost_features *features, unsigned bit)
+{
+    if (bit < 128)
+        features->word[bit / 64] |= UINT64_C(1) << (bit % 64);
+}
+
+VHOST_DEF void vhost_features_clear(vhost_features *features, unsigned bit)
+{
+    if (bit < 128)
+        features->word[bit / 64] &= ~(UINT64_C(1) << (bit % 64));
+}
+
+static const vhost_features *vhosti_its_bits(const vhost_device *device)
+{
+    return device->options.its_bits != NULL ? device->options.its_bits : &device->facts.its_bits;
+}
+
+VHOST_DEF vhost_features vhost_device_offer(const vhost_device *device, vhost_features mine)
+{
+    const vhost_features *its = vhosti_its_bits(device), *offered = &device->facts.offered;
+    int i;
+    for (i = 0; i < 2; i++)
+        mine.word[i] &= offered->word[i] | ~its->word[i];
+    vhost_features_clear(&mine, VHOST_FEATURE_LOG_ALL);
+    return mine;
+}
+
+/* Features that a driver accepted though nobody can have offered them. */
+static vhost_features vhosti_impossible(const vhost_device *device, const vhost_features *accepted)
+{
+    vhost_features possible = vhost_device_offer(device, *accepted), impossible;
+    int i;
+    for (i = 0; i < 2; i++)
+        impossible.word[i] = accepted->word[i] & ~possible.word[i];
+    return impossible;
+}
+
+static int vhosti_wrong_state(vhost_device *device, const char *call)
+{
+    static const char *const names[] = {"closed", "stopped", "running", "broken"};
+    if (device->state == VHOST_STATE_BROKEN)
+        return VHOSTI_FAIL(device, -EIO, VHOST_WHY_DEVICE_BROKEN, VHOST_OP_NONE, -1,
+                           "%s (broken by errno %d)", call, -device->broken_by);
+    if (device->state == VHOST_STATE_CLOSED)
+        return -EBUSY; /* there may not even be a VM to tell */
+    return VHOSTI_FAIL(device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, -1, "%s while %s", call,
+                       names[device->state]);
+}
+
+VHOST_DEF int vhost_device_ack(vhost_device *device, vhost_features accepted)
+{
+    vhost_features impossible;
+    if (device->state != VHOST_STATE_STOPPED)
+        return vhosti_wrong_state(device, "ack");
+    impossible = vhosti_impossible(device, &accepted);
+    if ((impossible.word[0] | impossible.word[1]) != 0)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_FEATURE_NOT_OFFERED, VHOST_OP_NONE, -1,
+                           "bits 0x%016llx%016llx", (vhosti_ull)impossible.word[1],
+                           (vhosti_ull)impossible.word[0]);
+    device->acked = accepted;
+    return 0;
+}
+
+/* What goes to the back-end (F1). */
+static vhost_features vhosti_sent_features(const vhost_device *device)
+{
+    vhost_features sent;
+    int i;
+    for (i = 0; i < 2; i++)
+        sent.word[i] = device->acked.word[i] & device->facts.offered.word[i];
+    vhost_features_clear(&sent, VHOST_FEATURE_ACCESS_PLATFORM); /* there is no vIOMMU */
+    return sent;
+}
+
+static bool vhosti_has(const vhost_device *device, unsigned bit)
+{
+    return vhost_features_test(&device->acked, bit);
+}
+
+/* >>queue ------------------------------------------------------------------------------------- */
+
+enum {
+    VHOSTI_RING_SIZE_MAX = 32768,
+    VHOSTI_PART_COUNT = 3
+};
+
+#define VHOSTI_WRAP UINT16_C(0x8000) /* of a packed position: the wrap counter */
+
+VHOST_DEF void vhost_queue_init(vhost_queue *queue)
+{
+    memset(queue, 0, sizeof *queue);
+    queue->kick_fd = -1;
+    queue->call_fd = -1;
+}
+
+static bool vhosti_is_packed(const vhost_device *device)
+{
+    return vhosti_has(device, VHOST_FEATURE_RING_PACKED);
+}
+
+/* ---- byte order (V3) ---- */
+
+static bool vhosti_host_is_big(void)
+{
+    const uint16_t one = 1;
+    unsigned char first;
+    memcpy(&first, &one, 1);
+    return first == 0;
+}
+
+static bool vhosti_ring_is_big(const vhost_device *device, const vhost_queue *queue)
+{
+    return queue->big_endian && !vhosti_has(device, VHOST_FEATURE_VERSION_1);
+}
+
+/* Only a legacy ring can be foreign to the host in a way that the back-end cannot know. */
+static bool vhosti_is_foreign(const vhost_device *device, const vhost_queue *queue)
+{
+    return !vhosti_has(device, VHOST_FEATURE_VERSION_1) &&
+           queue->big_endian != vhosti_host_is_big();
+}
+
+static uint16_t vhosti_used_index(const vhost_device *device, const vhost_queue *queue)
+{
+    const void *index = (const unsigned char *)queue->rings.part[VHOST_USED].host + 2;
+    uint16_t raw = VHOST_LOAD_ACQUIRE16((const uint16_t *)index);
+    unsigned char bytes[2];
+    memcpy(bytes, &raw, sizeof bytes);
+    return vhosti_ring_is_big(device, queue) ? (uint16_t)(bytes[0] << 8 | bytes[1])
+                                             : (uint16_t)(bytes[1] << 8 | bytes[0]);
+}
+
+/* ---- mapping (V2, V6, R1, R2) ---- */
+
+static bool vhosti_is_written(const vhost_device *device, int part)
+{
+    return part == VHOST_USED || (part == VHOST_DESC && vhosti_is_packed(device));
+}
+
+static void vhosti_set_part(vhost_mapping *mapping, uint64_t address, uint64_t size)
+{
+    memset(mapping, 0, sizeof *mapping);
+    mapping->address = address;
+    mapping->size = size;
+}
+
+/* Where the driver says the parts are, not yet looked up. */
+static void vhosti_lay_out_ring(const vhost_device *device, vhost_queue *queue)
+{
+    vhost_mapping *part = queue->rings.part;
+    uint64_t n = queue->size, event = vhosti_has(device, VHOST_FEATURE_EVENT_IDX) ? 2 : 0;
+    bool packed = vhosti_is_packed(device);
+    vhosti_set_part(&part[VHOST_DESC], queue->desc, 16 * n);
+    vhosti_set_part(&part[VHOST_AVAIL], queue->avail, packed ? 4 : 4 + 2 * n + event);
+    vhosti_set_part(&part[VHOST_USED], queue->used, packed ? 4 : 4 + 8 * n + event);
+    queue->rings.log = false;
+    queue->rings.iova = false;
+}
+
+static const char *vhosti_part_name(int part)
+{
+    static const char *const names[] = {"desc", "avail", "used"};
+    return names[part];
+}
+
+static int vhosti_fail_part(vhost_device *device, int code, vhost_why why, uint32_t index, int part)
+{
+    const vhost_mapping *mapping = &device->queues[index].rings.part[part];
+    return VHOSTI_FAIL(device, code, why, VHOST_OP_NONE, (int)index,
+                       "%s of queue %lu, 0x%llx+0x%llx", vhosti_part_name(part),
+                       (unsigned long)index, (vhosti_ull)mapping->address,
+                       (vhosti_ull)mapping->size);
+}
+
+/* Looks a part up in the VM's map. Returns VHOST_WHY_NONE, or what is wrong. */
+static vhost_why vhosti_look_up_part(vhost_device *device, uint64_t gpa, uint64_t size, bool write,
+                                     void **host)
+{
+    vhost_extent extent;
+    if (vhost_memory_find(device->vm, gpa, &extent) < 0 || extent.size < size)
+        return VHOST_WHY_RING_UNMAPPED;
+    if (write && !extent.writable)
+        return VHOST_WHY_RING_READ_ONLY;
+    *host = extent.host;
+    return VHOST_WHY_NONE;
+}
+
+static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
+{
+    const vhost_memory_ops *memory = device->options.memory;
+    if (mapping->host != NULL && memory != NULL && memory->unmap != NULL)
+        memory->unmap(device, mapping, written, device->options.user);
+    mapping->host = NULL;
+}
+
+static vhost_why vhosti_map_part(vhost_device *device, vhost_mapping *mapping, bool write)
+{
+    const vhost_memory_ops *memory = device->options.memory;
+    uint64_t size = mapping->size;
+    mapping->gpa = mapping->address;
+    if (memory == NULL || memory->map == NULL)
+        return vhosti_look_up_part(device, mapping->gpa, size, write, &mapping->host);
+    if (memory->map(device, mapping, write, device->options.user) < 0) {
+        mapping->host = NULL;
+    } else if (mapping->size < size) { /* D31: what is too short is given back */
+        vhosti_unmap_part(device, mapping, false);
+    }
+    mapping->size = size;
+    return mapping->host != NULL ? VHOST_WHY_NONE : VHOST_WHY_RING_UNMAPPED;
+}
+
+static void vhosti_unmap_ring(vhost_device *device, vhost_queue *queue, bool used)
+{
+    int part;
+    for (part = VHOSTI_PART_COUNT - 1; part >= 0; part--)
+        vhosti_unmap_part(device, &queue->rings.part[part],
+                          used && vhosti_is_written(device, part));
+}
+
+static int vhosti_check_part(vhost_device *device, uint32_t index, int part)
+{
+    static const uint64_t split[] = {16, 2, 4}, packed[] = {16, 4, 4};
+    const vhost_mapping *mapping = &device->queues[index].rings.part[part];
+    uint64_t align = (vhosti_is_packed(device) ? packed : split)[part];
+    if (mapping->address % align != 0)
+        return vhosti_fail_part(device, -EINVAL, VHOST_WHY_RING_UNALIGNED, index, part);
+    if (mapping->address + (mapping->size - 1) < mapping->address)
+        return vhosti_fail_part(device, -EOVERFLOW, VHOST_WHY_RING_WRAPS, index, part);
+    return 0;
+}
+
+static int vhosti_check_queue(vhost_device *device, uint32_t index)
+{
+    const vhost_queue *queue = &device->queues[index];
+    bool power = (queue->size & (queue->size - 1)) == 0;
+    if (queue->size == 0 || queue->size > VHOSTI_RING_SIZE_MAX ||
+        (!power && !vhosti_is_packed(device)))
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_RING_SIZE, VHOST_OP_NONE, (int)index,
+                           "%lu descriptors in queue %lu", (unsigned long)queue->size,
+                           (unsigned long)index);
+    if (queue->position.state == VHOST_POSITION_GUESSED)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_POSITION_GUESSED, VHOST_OP_NONE, (int)index,
+                           "queue %lu", (unsigned long)index);
+    return 0;
+}
+
+/* Checks and maps all parts of a ring, or none. */
+static int vhosti_map_ring(vhost_device *device, uint32_t index)
+{
+    vhost_queue *queue = &device->queues[index];
+    int part, code = vhosti_check_queue(device, index);
+    if (code < 0)
+        return code;
+    vhosti_lay_out_ring(device, queue);
+    for (part = 0; part < VHOSTI_PART_COUNT && code == 0; part++)
+        code = vhosti_check_part(device, index, part);
+    for (part = 0; part < VHOSTI_PART_COUNT && code == 0; part++) {
+        vhost_why why =
+            vhosti_map_part(device, &queue->rings.part[part], vhosti_is_written(device, part));
+        if (why != VHOST_WHY_NONE)
+            code = vhosti_fail_part(device, -EFAULT, why, index, part);
+    }
+    if (code < 0)
+        vhosti_unmap_ring(device, queue, false);
+    return code;
+}
+
+/* ---- positions (V5, decisions 6 and 18) ---- */
+
+static uint32_t vhosti_encode_position(const vhost_device *device, const vhost_position *position)
+{
+    bool packed = vhosti_is_packed(device);
+    if (position->state == VHOST_POSITION_INITIAL)
+        return packed ? VHOSTI_WRAP | (uint32_t)VHOSTI_WRAP << 16 : 0;
+    return packed ? position->avail | (uint32_t)position->used << 16 : position->avail;
+}
+
+static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
+{
+    vhost_position *position = &queue->position;
+    position->state = VHOST_POSITION_CERTAIN;
+    position->avail = (uint16_t)(queue->base.value & 0xffff);
+    position->used = vhosti_is_packed(device) ? (uint16_t)(queue->base.value >> 16)
+                                              : vhosti_used_index(device, queue);
+    position->used_certain = true;
+}
+
+/* The back-end did not say where it stands. In a split ring all that was used was taken before; the
+   converse holds only where buffers are used in order. A packed ring does not tell at all: its
+   position stays that of the start. */
+static void vhosti_guess_position(const vhost_device *device, vhost_queue *queue)
+{
+    vhost_position *position = &queue->position;
+    bool packed = vhosti_is_packed(device);
+    bool in_order = vhosti_has(device, VHOST_FEATURE_IN_ORDER);
+    uint32_t start = vhosti_encode_position(device, position);
+    position->avail = packed ? (uint16_t)(start & 0xffff) : vhosti_used_index(device, queue);
+    position->used = packed ? (uint16_t)(start >> 16) : position->avail;
+    position->state = !packed && in_order ? VHOST_POSITION_CERTAIN : VHOST_POSITION_GUESSED;
+    position->used_certain = false;
+}
+
+/* ---- start and stop of one ring: all submits (V1, V2, V5) ---- */
+
+static int vhosti_call_fd(const vhost_queue *queue)
+{
+    return queue->masked ? queue->masked_event.signal_fd : queue->call_fd;
+}
+
+static int vhosti_send_endian(vhost_device *device, uint32_t i, bool big)
+{
+    const vhost_backend_ops *ops = device->ops;
+    return ops->set_ring_endian != NULL ? ops->set_ring_endian(device->backend, i, big) : -ENOTSUP;
+}
+
+static int vhosti_send_busy_loop(vhost_device *device, uint32_t i)
+{
+    const vhost_backend_ops *ops = device->ops;
+    uint32_t us = device->queues[i].busy_loop_us;
+    return ops->set_ring_busy_loop != NULL ? ops->set_ring_busy_loop(device->backend, i, us)
+                                           : -ENOTSUP;
+}
+
+/* Call first and kick last: a kick is what makes some back-ends begin. */
+static void vhosti_submit_ring(vhost_device *device, uint32_t i)
+{
+    const vhost_backend_ops *ops = device->ops;
+    void *backend = device->backend;
+    vhost_queue *queue = &device->queues[i];
+    uint32_t base = vhosti_encode_position(device, &queue->position);
+    int call = vhosti_call_fd(queue), error = queue->error_event.signal_fd, kick = queue->kick_fd;
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_CALL, i, call, ops->set_ring_call(backend, i, call));
+    if (ops->set_ring_error != NULL)
+        VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_ERROR, i, error,
+                      ops->set_ring_error(backend, i, error));
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_SIZE, i, queue->size,
+                  ops->set_ring_size(backend, i, queue->size));
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_BASE, i, base, ops->set_ring_base(backend, i, base));
+    if (vhosti_is_foreign(device, queue) || queue->swapped) {
+        queue->swapped = true;
+        VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_ENDIAN, i, queue->big_endian,
+                      vhosti_send_endian(device, i, queue->big_endian));
+    }
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_ADDRESSES, i, queue->used,
+                  ops->set_ring_addresses(backend, i, &queue->rings));
+    if (queue->busy_loop_us != 0 || queue->busy_looping) {
+        queue->busy_looping = true;
+        VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_BUSY_LOOP, i, queue->busy_loop_us,
+                      vhosti_send_busy_loop(device, i));
+    }
+    if (device->batch.error == 0) {
+        queue->base.answered = false;
+        queue->started = true;
+    }
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_KICK, i, kick, ops->set_ring_kick(backend, i, kick));
+}
+
+static void vhosti_submit_enable(vhost_device *device, uint32_t i)
+{
+    if (device->ops->enable_ring != NULL)
+        VHOSTI_SUBMIT(device, VHOST_OP_ENABLE_RING, i, true,
+                      device->ops->enable_ring(device->backend, i, true));
+}
+
+/* A ring that the back-end refuses to disable is not asked for its position: it would move on. */
+static void vhosti_submit_ring_stop(vhost_device *device, uint32_t i)
+{
+    const vhost_backend_ops *ops = device->ops;
+    void *backend = device->backend;
+    vhost_queue *queue = &device->queues[i];
+    if (ops->enable_ring != NULL &&
+        VHOSTI_TRY(device, VHOST_OP_ENABLE_RING, i, false, ops->enable_ring(backend, i, false)) < 0)
+        return;
+    VHOSTI_TRY(device, VHOST_OP_GET_RING_BASE, i, 0, ops->get_ring_base(backend, i, &queue->base));
+}
+
+/* After the fence, or the cut: takes the ring back. */
+static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
+{
+    if (queue->started && queue->base.answered)
+        vhosti_take_answer(device, queue);
+    else if (queue->started)
+        vhosti_guess_position(device, queue);
+    vhosti_unmap_ring(device, queue, queue->started);
+    queue->started = false;
+}
+
+/* ---- masks (K1) ---- */
+
+static int vhosti_create_event(vhost_device *device, vhost_event *event)
+{
+    vhost_vm *vm = device->vm;
+    int code = vm->options.events->create(event, vm->options.user);
+    if (code == 0)
+        return 0;
+    event->wait_fd = event->signal_fd = -1;
+    return VHOSTI_FAIL(device, code, VHOST_WHY_EVENT, VHOST_OP_NONE, -1, "errno %d", -code);
+}
+
+static void vhosti_discard_event(vhost_device *device, vhost_event *event)
+{
+    if (event->wait_fd >= 0)
+        device->vm->options.events->destroy(event, device->vm->options.user);
+    event->wait_fd = event->signal_fd = -1;
+}
+
+static int vhosti_test_event(vhost_device *device, const vhost_event *event, int queue)
+{
+    vhost_vm *vm = device->vm;
+    int code = event->wait_fd < 0 ? 0 : vm->options.events->test_and_clear(event, vm->options.user);
+    if (code >= 0)
+        return code;
+    return VHOSTI_FAIL(device, code, VHOST_WHY_EVENT, VHOST_OP_NONE, queue, "errno %d", -code);
+}
+
+static int vhosti_check_call(vhost_device *device, uint32_t index, const char *call)
+{
+    if (device->state != VHOST_STATE_STOPPED && device->state != VHOST_STATE_RUNNING)
+        return vhosti_wrong_state(device, call);
+    if (index < device->queue_count)
+        return 0;
+    return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_ARGUMENT, VHOST_OP_NONE, -1,
+                       "%s of queue %lu of %lu", call, (unsigned long)index,
+                       (unsigned long)device->queue_count);
+}
+
+static int vhosti_route_calls(vhost_device *device, uint32_t i, bool masked)
+{
+    vhost_queue *queue = &device->queues[i];
+    int call;
+    queue->masked = masked;
+    if (!queue->started)
+        return 0;
+    call = vhosti_call_fd(queue);
+    vhosti_begin(device);
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_CALL, i, call,
+                  device->ops->set_ring_call(device->backend, i, call));
+    if (vhosti_fence(device) == 0)
+        return 0;
+    queue->masked = true; /* so that pending looks at the notifier */
+    return vhosti_report_batch(device);
+}
+
+VHOST_DEF int vhost_queue_mask(vhost_device *device, uint32_t queue)
+{
+    int code = vhosti_check_call(device, queue, "mask");
+    return code < 0 ? code : vhosti_route_calls(device, queue, true);
+}
+
+VHOST_DEF int vhost_queue_pending(vhost_device *device, uint32_t queue)
+{
+    int code = vhosti_check_call(device, queue, "pending");
+    if (code < 0)
+        return code;
+    return vhosti_test_event(device, &device->queues[queue].masked_event, (int)queue);
+}
+
+VHOST_DEF int vhost_queue_unmask(vhost_device *device, uint32_t queue)
+{
+    int code = vhosti_check_call(device, queue, "unmask");
+    if (code == 0)
+        code = vhosti_route_calls(device, queue, false);
+    return code < 0 ? code
+                    : vhost_queue_pending(device, queue); /* after the switch: none is lost */
+}
+
+/* >>device ------------------------------------------------------------------------------------ */
+
+/* ---- init, cleanup (B1 to B5) ---- */
+
+static int vhosti_check_ops(vhost_device *device, const vhost_backend_ops *ops)
+{
+    bool complete = ops->open != NULL && ops->sever != NULL && ops->set_features != NULL &&
+                    ops->set_table != NULL && ops->set_ring_call != NULL &&
+                    ops->set_ring_size != NULL && ops->set_ring_base != NULL &&
+                    ops->set_ring_addresses != NULL && ops->set_ring_kick != NULL &&
+                    ops->get_ring_base != NULL;
+    if (complete)
+        return 0;
+    return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_BACKEND_INCOMPLETE, VHOST_OP_NONE, -1,
+                       "an operation marked (R) is NULL");
+}
+
+static int vhosti_create_events(vhost_device *device)
+{
+    uint32_t i;
+    int code = 0;
+    for (i = 0; i < device->queue_count && code == 0; i++) {
+        vhost_queue *queue = &device->queues[i];
+        code = vhosti_create_event(device, &queue->masked_event);
+        if (code == 0 && device->ops->set_ring_error != NULL)
+            code = vhosti_create_event(device, &queue->error_event);
+    }
+    if (code == 0 && device->ops->set_config_call != NULL)
+        code = vhosti_create_event(device, &device->config_event);
+    return code;
+}
+
+static void vhosti_discard_events(vhost_device *device)
+{
+    uint32_t i;
+    for (i = 0; i < device->queue_count; i++) {
+        vhosti_discard_event(device, &device->queues[i].masked_event);
+        vhosti_discard_event(device, &device->queues[i].error_event);
+    }
+    vhosti_discard_event(device, &device->config_event);
+}
+
+/* The table of a profile is built when its first device comes. */
+static int vhosti_need_table(vhost_device *device)
+{
+    struct vhosti_table **table = &device->vm->tables[device->facts.profile];
+    if (*table == NULL)
+        *table = vhosti_build_table(device->vm, vhosti_current(device->vm));
+    if (*table == NULL)
+        return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_MEMORY, VHOST_OP_NONE, -1, "memory table");
+    if (!vhosti_fits(device, *table))
+        return VHOSTI_FAIL(device, -ENOSPC, VHOST_WHY_TOO_MANY_REGIONS, VHOST_OP_NONE, -1,
+                           "%lu regions, %lu slots", (unsigned long)(*table)->table.count,
+                           (unsigned long)device->facts.max_regions);
+    return 0;
+}
+
+/* The tables of profiles that no device has any more. */
+static void vhosti_drop_unused_tables(vhost_vm *vm)
+{
+    bool in_use[VHOST_PROFILE_COUNT] = {false};
+    const vhost_device *device;
+    int profile;
+    for (device = vm->devices; device != NULL; device = device->next)
+        in_use[device->facts.profile] = true;
+    for (profile = 0; profile < VHOST_PROFILE_COUNT; profile++)
+        if (!in_use[profile])
+            vhosti_drop_table(vm, &vm->tables[profile]);
+}
+
+static int vhosti_check_facts(vhost_device *device)
+{
+    const vhost_facts *facts = &device->facts;
+    if ((unsigned)facts->profile >= VHOST_PROFILE_COUNT)
+        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, VHOST_OP_OPEN, -1,
+                           "memory table of kind %d", (int)facts->profile);
+    if (facts->max_queues != 0 && device->queue_count > facts->max_queues)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_TOO_MANY_QUEUES, VHOST_OP_OPEN, -1,
+                           "%lu, and it has %lu", (unsigned long)device->queue_count,
+                           (unsigned long)facts->max_queues);
+    return vhosti_need_table(device);
+}
+
+static void vhosti_close(vhost_device *device)
+{
+    if (device->ops->close != NULL)
+        device->ops->close(device->backend);
+}
+
+/* Opens the back-end, at init and again after a break. On failure it is closed. */
+static int vhosti_open(vhost_device *device)
+{
+    vhost_facts before = device->facts, facts;
+    int code;
+    memset(&facts, 0, sizeof facts);
+    code = device->ops->open(device->backend, device, &facts);
+    if (code < 0)
+        return VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_OPEN, -1, "open, errno %d",
+                           -code);
+    device->facts = facts;
+    code = vhosti_check_facts(device);
+    if (code == 0)
+        return 0;
+    vhosti_close(device);
+    device->facts = before;
+    return code;
+}
+
+static int vhosti_check_init(vhost_device *device)
+{
+    if (device->vm->in_transaction)
+        return VHOSTI_FAIL(device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, -1,
+                           "init while the VM has a transaction open");
+    if (device->queues == NULL || device->queue_count == 0)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_ARGUMENT, VHOST_OP_NONE, -1, "no queues");
+    if (device->options.memory != NULL && device->options.memory->translate != NULL)
+        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_IOTLB_UNSUPPORTED, VHOST_OP_NONE, -1,
+                           "not in this version");
+    return vhosti_check_ops(device, device->ops);
+}
+
+/* D27: what is the VMM's in a queue stays. */
+static void vhosti_adopt_queue(vhost_queue *queue)
+{
+    memset(&queue->rings, 0, sizeof queue->rings);
+    queue->started = queue->masked = queue->swapped = queue->busy_looping = false;
+    queue->base.answered = false;
+    queue->masked_event.wait_fd = queue->masked_event.signal_fd = -1;
+    queue->error_event.wait_fd = queue->error_event.signal_fd = -1;
+}
+
+static void vhosti_link(vhost_device *device)
+{
+    device->next = device->vm->devices;
+    device->vm->devices = device;
+}
+
+static void vhosti_unlink(vhost_device *device)
+{
+    vhost_device **link = &device->vm->devices;
+    while (*link != device)
+        link = &(*link)->next;
+    *link = device->next;
+}
+
+VHOST_DEF int vhost_device_init(vhost_device *device, vhost_vm *vm, const vhost_backend_ops *ops,
+                                void *backend, vhost_queue *queues, uint32_t count,
+                                const vhost_device_options *options)
+{
+    uint32_t i;
+    int code;
+    memset(device, 0, sizeof *device);
+    device->vm = vm;
+    device->ops = ops;
+    device->backend = backend;
+    device->queues = queues;
+    device->queue_count = count;
+    if (options != NULL)
+        device->options = *options;
+    device->config_event.wait_fd = device->config_event.signal_fd = -1;
+    code = vhosti_check_init(device);
+    if (code < 0)
+        return code;
+    for (i = 0; i < count; i++)
+        vhosti_adopt_queue(&queues[i]);
+    code = vhosti_open(device);
+    if (code == 0) {
+        code = vhosti_create_events(device);
+        if (code == 0) {
+            vhosti_link(device);
+            vhosti_enter(device, VHOST_STATE_STOPPED);
+            return 0;
+        }
+        vhosti_discard_events(device);
+        vhosti_close(device);
+    }
+    vhosti_drop_unused_tables(vm);
+    return code;
+}
+
+VHOST_DEF void vhost_device_cleanup(vhost_device *device)
+{
+    if (device->state == VHOST_STATE_CLOSED)
+        return;
+    (void)vhost_device_stop(device);
+    vhosti_close(device);
+    vhosti_discard_events(device);
+    vhosti_unlink(device);
+    vhosti_drop_table(device->vm, &device->table);
+    vhosti_drop_unused_tables(device->vm);
+    vhosti_enter(device, VHOST_STATE_CLOSED);
+}
+
+/* ---- start, stop (S1 to S7) ---- */
+
+/* Maps the rings of all ready queues, or of none. */
+static int vhosti_map_rings(vhost_device *device)
+{
+    uint32_t i, k;
+    int code = 0;
+    for (i = 0; i < device->queue_count && code == 0; i++)
+        if (device->queues[i].ready)
+            code = vhosti_map_ring(device, i);
+    for (k = 0; k < i && code < 0; k++)
+        vhosti_unmap_ring(device, &device->queues[k], false);
+    return code;
+}
+
+static void vhosti_take_rings_back(vhost_device *device)
+{
+    uint32_t i;
+    for (i = 0; i < device->queue_count; i++)
+        vhosti_take_ring_back(device, &device->queues[i]);
+}
+
+static void vhosti_hold_table(vhost_device *device, struct vhosti_table *table)
+{
+    struct vhosti_table *held = vhosti_keep_table(table); /* first: it may be the same one */
+    vhosti_drop_table(device->vm, &device->table);
+    device->table = held;
+}
+
+static void vhosti_submit_table(vhost_device *device, struct vhosti_table *to)
+{
+    vhost_table_change change = vhosti_find_change(device->vm, device->table, to);
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_TABLE, -1, to->table.count,
+                  device->ops->set_table(device->backend, &change));
+}
+
+static void vhosti_submit_config_call(vhost_device *device, int fd)
+{
+    if (device->ops->set_config_call != NULL)
+        VHOSTI_TRY(device, VHOST_OP_SET_CONFIG_CALL, -1, fd,
+                   device->ops->set_config_call(device->backend, fd));
+}
+
+static void vhosti_submit_running(vhost_device *device, bool on)
+{
+    if (device->ops->set_running != NULL)
+        VHOSTI_TRY(device, VHOST_OP_SET_RUNNING, -1, on,
+                   device->ops->set_running(device->backend, on));
+}
+
+/* Features fix how all the rest is read; rings need the table; nothing runs before all is there. */
+static void vhosti_submit_start(vhost_device *device)
+{
+    vhost_features sent = vhosti_sent_features(device);
+    uint32_t i;
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_FEATURES, -1, sent.word[0],
+                  device->ops->set_features(device->backend, &sent));
+    vhosti_submit_table(device, device->vm->tables[device->facts.profile]);
+    for (i = 0; i < device->queue_count; i++)
+        if (device->queues[i].ready)
+            vhosti_submit_ring(device, i);
+    if (device->batch.error == 0)
+        vhosti_submit_config_call(device, device->config_event.signal_fd);
+    for (i = 0; i < device->queue_count; i++)
+        if (device->queues[i].ready)
+            vhosti_submit_enable(device, i);
+    if (device->batch.error == 0)
+        vhosti_submit_running(device, true);
+}
+
+/* Start backwards, and whatever fails: all is tried. */
+static void vhosti_submit_stop(vhost_device *device)
+{
+    uint32_t i;
+    vhosti_submit_running(device, false);
+    for (i = device->queue_count; i-- > 0;)
+        if (device->queues[i].started)
+            vhosti_submit_ring_stop(device, i);
+    vhosti_submit_config_call(device, -1);
+}
+
+/* The end of every device that cannot be trusted to have stopped. */
+static void vhosti_sever(vhost_device *device, int code)
+{
+    device->ops->sever(device->backend);
+    VHOSTI_TRY(device, VHOST_OP_SEVER, -1, 0, 0);
+    vhosti_take_rings_back(device);
+    vhosti_drop_table(device->vm, &device->table);
+    device->broken_by = code;
+    vhosti_enter(device, VHOST_STATE_BROKEN);
+    if (device->options.on_broken != NULL)
+        device->options.on_broken(device, device->options.user);
+}
+
+/* Stops what can still be stopped, for the positions, and cuts the device off. Returns the code. */
+static int vhosti_break(vhost_device *device, int code)
+{
+    vhosti_begin(device);
+    vhosti_submit_stop(device);
+    (void)vhosti_fence(device);
+    vhosti_sever(device, code);
+    return code;
+}
+
+/* Of a start that failed: says why, and undoes it. */
+static int vhosti_undo_start(vhost_device *device)
+{
+    int code = vhosti_report_batch(device);
+    if (device->batch.op <= VHOST_OP_SET_TABLE) /* whatever it has now */
+        vhosti_drop_table(device->vm, &device->table);
+    else
+        vhosti_hold_table(device, device->vm->tables[device->facts.profile]);
+    vhosti_begin(device);
+    vhosti_submit_stop(device);
+    if (vhosti_fence(device) < 0)
+        vhosti_sever(device, code);
+    else
+        vhosti_take_rings_back(device);
+    return code;
+}
+
+VHOST_DEF int vhost_device_start(vhost_device *device)
+{
+    struct vhosti_table *table;
+    int code;
+    if (device->state != VHOST_STATE_STOPPED)
+        return vhosti_wrong_state(device, "start");
+    table = device->vm->tables[device->facts.profile];
+    if (!vhosti_reserve_difference(device->vm, device->table, table))
+        return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_MEMORY, VHOST_OP_NONE, -1, "memory table");
+    code = vhosti_map_rings(device);
+    if (code < 0)
+        return code;
+    vhosti_begin(device);
+    vhosti_submit_start(device);
+    if (vhosti_fence(device) < 0)
+        return vhosti_undo_start(device);
+    vhosti_hold_table(device, table);
+    vhosti_enter(device, VHOST_STATE_RUNNING);
+    return 0;
+}
+
+VHOST_DEF int vhost_device_stop(vhost_device *device)
+{
+    int code;
+    if (device->state == VHOST_STATE_BROKEN)
+        return device->broken_by;
+    if (device->state != VHOST_STATE_RUNNING)
+        return 0;
+    vhosti_begin(device);
+    vhosti_submit_stop(device);
+    code = vhosti_fence(device);
+    if (code < 0) {
+        (void)vhosti_report_batch(device);
+        vhosti_sever(device, code);
+        return code;
+    }
+    vhosti_take_rings_back(device);
+    vhosti_enter(device, VHOST_STATE_STOPPED);
+    return 0;
+}
+
+/* ---- one queue of a running device (VIRTIO_F_RING_RESET) ---- */
+
+static int vhosti_check_queue_call(vhost_device *device, uint32_t index, const char *call)
+{
+    if (device->state != VHOST_STATE_RUNNING)
+        return vhosti_wrong_state(device, call);
+    return vhosti_check_call(device, index, call);
+}
+
+/* Takes one ring back; if the back-end does not let go of it, the device breaks by `code`. */
+static int vhosti_stop_ring(vhost_device *device, uint32_t index, int code)
+{
+    vhost_queue *queue = &device->queues[index];
+    vhosti_begin(device);
+    if (queue->started)
+        vhosti_submit_ring_stop(device, index);
+    if (vhosti_fence(device) < 0)
+        return vhosti_break(device, code < 0 ? code : vhosti_report_batch(device));
+    vhosti_take_ring_back(device, queue);
+    return code;
+}
+
+VHOST_DEF int vhost_queue_start(vhost_device *device, uint32_t queue)
+{
+    int code = vhosti_check_queue_call(device, queue, "queue start");
+    if (code < 0)
+        return code;
+    if (device->queues[queue].started)
+        return VHOSTI_FAIL(device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, (int)queue,
+                           "queue %lu is started", (unsigned long)queue);
+    if (!device->queues[queue].ready)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_QUEUE_NOT_READY, VHOST_OP_NONE, (int)queue,
+                           "queue %lu", (unsigned long)queue);
+    code = vhosti_map_ring(device, queue);
+    if (code < 0)
+        return code;
+    vhosti_begin(device);
+    vhosti_submit_ring(device, queue);
+    vhosti_submit_enable(device, queue);
+    if (vhosti_fence(device) == 0)
+        return 0;
+    return vhosti_stop_ring(device, queue, vhosti_report_batch(device));
+}
+
+VHOST_DEF int vhost_queue_stop(vhost_device *device, uint32_t queue)
+{
+    int code = vhosti_check_queue_call(device, queue, "queue stop");
+    return code < 0 ? code : vhosti_stop_ring(device, queue, 0);
+}
+
+/* ---- reset ---- */
+
+/* D19: nothing of a former life of the guest is left in a queue. */
+static void vhosti_reset_queue(vhost_device *device, vhost_queue *queue)
+{
+    queue->ready = false;
+    queue->desc = queue->avail = queue->used = 0;
+    memset(&queue->position, 0, sizeof queue->position);
+    (void)vhosti_test_event(device, &queue->masked_event, -1);
+}
+
+static int vhosti_reset_backend(vhost_device *device)
+{
+    if (device->ops->reset == NULL)
+        return 0;
+    vhosti_begin(device);
+    VHOSTI_TRY(device, VHOST_OP_RESET, -1, 0, device->ops->reset(device->backend));
+    if (vhosti_fence(device) == 0)
+        return 0;
+    (void)vhosti_report_batch(device);
+    return vhosti_break(device, device->last_error.code);
+}
+
+VHOST_DEF int vhost_device_reset(vhost_device *device)
+{
+    uint32_t i;
+    int code;
+    if (device->state != VHOST_STATE_STOPPED && device->state != VHOST_STATE_BROKEN)
+        return vhosti_wrong_state(device, "reset");
+    if (device->state == VHOST_STATE_BROKEN)
+        code = vhosti_open(device);
+    else
+        code = vhosti_reset_backend(device);
+    if (code < 0)
+        return code;
+    memset(&device->acked, 0, sizeof device->acked);
+    for (i = 0; i < device->queue_count; i++)
+        vhosti_reset_queue(device, &device->queues[i]);
+    vhosti_enter(device, VHOST_STATE_STOPPED);
+    return 0;
+}
+
+/* ---- config space (X1) ---- */
+
+static int vhosti_check_config(vhost_device *device, bool supported, uint32_t offset, uint32_t size)
+{
+    if (device->state != VHOST_STATE_STOPPED && device->state != VHOST_STATE_RUNNING)
+        return vhosti_wrong_state(device, "config");
+    if (!supported)
+        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, VHOST_OP_NONE, -1, "config");
+    if (size == 0 || offset + size < size)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_ARGUMENT, VHOST_OP_NONE, -1,
+                           "config bytes %lu+%lu", (unsigned long)offset, (unsigned long)size);
+    return 0;
+}
+
+VHOST_DEF int vhost_device_get_config(vhost_device *device, uint32_t offset, void *bytes,
+                                      uint32_t size)
+{
+    int code = vhosti_check_config(device, device->ops->get_config != NULL, offset, size);
+    if (code < 0)
+        return code;
+    vhosti_begin(device);
+    VHOSTI_TRY(device, VHOST_OP_GET_CONFIG, -1, offset,
+               device->ops->get_config(device->backend, offset, bytes, size));
+    return vhosti_fence(device) < 0 ? vhosti_report_batch(device) : 0;
+}
+
+VHOST_DEF int vhost_device_set_config(vhost_device *device, uint32_t offset, const void *bytes,
+                                      uint32_t size)
+{
+    int code = vhosti_check_config(device, device->ops->set_config != NULL, offset, size);
+    if (code < 0)
+        return code;
+    vhosti_begin(device);
+    VHOSTI_TRY(device, VHOST_OP_SET_CONFIG, -1, offset,
+               device->ops->set_config(device->backend, offset, bytes, size));
+    return vhosti_fence(device) < 0 ? vhosti_report_batch(device) : 0;
+}
+
+/* ---- events (B6) ---- */
+
+static void vhosti_put_fd(int fd, int *fds, uint32_t capacity, uint32_t *count)
+{
+    if (fd < 0)
+        return;
+    if (*count < capacity)
+        fds[*count] = fd;
+    ++*count;
+}
+
+VHOST_DEF uint32_t vhost_device_poll_fds(const vhost_device *device, int *fds, uint32_t capacity)
+{
+    uint32_t i, count = 0;
+    if (device->state == VHOST_STATE_CLOSED)
+        return 0;
+    if (device->state != VHOST_STATE_BROKEN && device->ops->poll_fds != NULL)
+        count = (uint32_t)device->ops->poll_fds(device->backend, fds, capacity);
+    for (i = 0; i < device->queue_count; i++)
+        vhosti_put_fd(device->queues[i].error_event.wait_fd, fds, capacity, &count);
+    vhosti_put_fd(device->config_event.wait_fd, fds, capacity, &count);
+    return count;
+}
+
+static int vhosti_process_backend(vhost_device *device)
+{
+    int code;
+    if (device->state == VHOST_STATE_BROKEN || device->ops->process == NULL)
+        return 0;
+    code = device->ops->process(device->backend);
+    if (code >= 0)
+        return 0;
+    (void)VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_PROCESS, -1, "process, errno %d",
+                      -code);
+    return vhosti_break(device, code);
+}
+
+static int vhosti_process_queue(vhost_device *device, uint32_t i)
+{
+    int code = vhosti_test_event(device, &device->queues[i].error_event, (int)i);
+    if (code <= 0)
+        return code;
+    vhosti_note(device, VHOST_WHY_RING_ERROR, (int)i, "queue %lu", (unsigned long)i);
+    if (device->options.on_queue_error != NULL)
+        device->options.on_queue_error(device, i, device->options.user);
+    return 0;
+}
+
+VHOST_DEF int vhost_device_process(vhost_device *device)
+{
+    uint32_t i;
+    int first, code;
+    if (device->state == VHOST_STATE_CLOSED)
+        return 0;
+    first = vhosti_process_backend(device);
+    for (i = 0; i < device->queue_count; i++) {
+        code = vhosti_process_queue(device, i);
+        first = first < 0 ? first : code;
+    }
+    code = vhosti_test_event(device, &device->config_event, -1);
+    if (code > 0 && device->options.on_config != NULL)
+        device->options.on_config(device, device->options.user);
+    return first < 0 || code > 0 ? first : code;
+}
+
+/* >>commit ------------------------------------------------------------------------------------ */
+
+VHOST_DEF int vhost_vm_init(vhost_vm *vm, const vhost_vm_options *options)
+{
+    memset(vm, 0, sizeof *vm);
+    if (options != NULL)
+        vm->options = *options;
+    if (vm->options.allocate == NULL)
+        vm->options.allocate = vhosti_default_allocate;
+#if !defined(VHOST_NO_POSIX)
+    if (vm->options.events == NULL)
+        vm->options.events = &vhosti_posix_events;
+#endif
+    if (vm->options.events == NULL)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT, "options.events is missing");
+    return 0;
+}
+
+VHOST_DEF int vhost_vm_cleanup(vhost_vm *vm)
+{
+    int i;
+    if (vm->devices != NULL)
+        return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "cleanup with devices attached");
+    for (i = 0; i < 2; i++) {
+        vhosti_free(vm, vm->maps[i].sections);
+        vhosti_free(vm, vm->maps[i].spans);
+        memset(&vm->maps[i], 0, sizeof vm->maps[i]);
+    }
+    vhosti_free(vm, vm->difference);
+    vm->difference = NULL;
+    vm->difference_capacity = 0;
+    vm->in_transaction = false;
+    return 0;
+}
+
+/* ---- before any back-end is told: whatever may fail ---- */
+
+static int vhosti_check_table(vhost_device *device, const struct vhosti_table *fresh)
+{
+    vhost_vm *vm = device->vm;
+    if (!vhosti_fits(device, fresh))
+        return VHOSTI_FAIL_VM(vm, -ENOSPC, VHOST_WHY_TOO_MANY_REGIONS, "%lu, and %s has %lu slots",
+                              (unsigned long)fresh->table.count, device->facts.name,
+                              (unsigned long)device->facts.max_regions);
+    if (!vhosti_reserve_difference(vm, device->table, fresh))
+        return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_MEMORY, "a difference of tables");
+    return 0;
+}
+
+/* A table for each profile in use, the old one where nothing changes for it. */
+static int vhosti_build_tables(vhost_vm *vm, struct vhosti_table **fresh)
+{
+    int profile;
+    for (profile = 0; profile < VHOST_PROFILE_COUNT; profile++) {
+        struct vhosti_table *old = vm->tables[profile];
+        if (old == NULL)
+            continue;
+        fresh[profile] = vhosti_build_table(vm, vhosti_scratch(vm));
+        if (fresh[profile] == NULL)
+            return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_MEMORY, "a table of %lu regions",
+                                  (unsigned long)vhosti_scratch(vm)->count);
+        if (vhosti_same_table(&old->table, &fresh[profile]->table)) {
+            vhosti_drop_table(vm, &fresh[profile]);
+            fresh[profile] = vhosti_keep_table(old);
+        }
+    }
+    return 0;
+}
+
+static int vhosti_prepare_commit(vhost_vm *vm, struct vhosti_table **fresh)
+{
+    vhost_device *device;
+    int profile, code = vhosti_build_spans(vm, vhosti_scratch(vm));
+    if (code == 0)
+        code = vhosti_build_tables(vm, fresh);
+    for (device = vm->devices; device != NULL && code == 0; device = device->next)
+        code = vhosti_check_table(device, fresh[device->facts.profile]);
+    for (profile = 0; profile < VHOST_PROFILE_COUNT && code < 0; profile++)
+        vhosti_drop_table(vm, &fresh[profile]);
+    return code;
+}
+
+/* ---- from here on nothing fails but devices (decision 2) ---- */
+
+static vhost_why vhosti_check_part_stays(vhost_device *device, const vhost_mapping *mapping,
+                                         bool write)
+{
+    void *host = NULL;
+    vhost_why why = vhosti_look_up_part(device, mapping->gpa, mapping->size, write, &host);
+    return why == VHOST_WHY_NONE && host != mapping->host ? VHOST_WHY_RING_MOVED : why;
+}
+
+/* Whether every running ring is where it was (R1, R2, D1, D2); reports the first that is not. */
+static int vhosti_check_rings_stay(vhost_device *device)
+{
+    uint32_t i;
+    int part;
+    for (i = 0; i < device->queue_count; i++) {
+        const vhost_queue *queue = &device->queues[i];
+        for (part = 0; queue->started && part < VHOSTI_PART_COUNT; part++) {
+            vhost_why why = vhosti_check_part_stays(device, &queue->rings.part[part],
+                                                    vhosti_is_written(device, part));
+            if (why != VHOST_WHY_NONE)
+                return vhosti_fail_part(device, -EFAULT, why, i, part);
+        }
+    }
+    return 0;
+}
+
+static void vhosti_submit_commit(vhost_device *device, struct vhosti_table *fresh)
+{
+    vhosti_begin(device);
+    device->doomed = vhosti_check_rings_stay(device) < 0;
+    if (device->doomed)
+        vhosti_submit_stop(device);
+    else if (device->table != fresh)
+        vhosti_submit_table(device, fresh);
+}
+
+static void vhosti_finish_commit(vhost_device *device, struct vhosti_table *fresh)
+{
+    int code = vhosti_fence(device);
+    if (device->doomed)
+        vhosti_sever(device, device->last_error.code);
+    else if (code < 0)
+        (void)vhosti_break(device, vhosti_report_batch(device));
+    else
+        vhosti_hold_table(device, fresh);
+    device->doomed = false;
+}
+
+/* Submits to all before it waits for any, so that waits do not add up. */
+static void vhosti_tell_devices(vhost_vm *vm, struct vhosti_table **fresh)
+{
+    vhost_device *device;
+    for (device = vm->devices; device != NULL; device = device->next)
+        if (device->state == VHOST_STATE_RUNNING)
+            vhosti_submit_commit(device, fresh[device->facts.profile]);
+    for (device = vm->devices; device != NULL; device = device->next)
+        if (device->state == VHOST_STATE_RUNNING)
+            vhosti_finish_commit(device, fresh[device->facts.profile]);
+}
+
+static void vhosti_trace_commit(vhost_vm *vm, bool changed)
+{
+    vhost_trace trace = vhosti_make_trace(VHOST_TRACE_COMMIT, NULL);
+    trace.value = vhosti_current(vm)->count;
+    trace.result = changed;
+    vhosti_trace(vm, &trace);
+}
+
+VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
+{
+    struct vhosti_table *fresh[VHOST_PROFILE_COUNT] = {NULL};
+    bool changed;
+    int profile, code;
+    if (!vm->in_transaction)
+        return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "no transaction is open");
+    vm->in_transaction = false;
+    if (vm->transaction_error < 0)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_LOST, "commit refused");
+    changed = !vhosti_same_sections(vhosti_current(vm), vhosti_scratch(vm));
+    if (changed) {
+        code = vhosti_prepare_commit(vm, fresh);
+        if (code < 0)
+            return code;
+        vm->current = !vm->current;
+        vhosti_tell_devices(vm, fresh);
+        for (profile = 0; profile < VHOST_PROFILE_COUNT; profile++) {
+            vhosti_drop_table(vm, &vm->tables[profile]);
+            vm->tables[profile] = fresh[profile];
+        }
+    }
+    vhosti_trace_commit(vm, changed);
+    return 0;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* VHOST_IMPLEMENTATION */
+
+/*
+   This software is available under 2 licenses -- choose whichever you prefer.
+   ------------------------------------------------------------------------------------------------
+   ALTERNATIVE A - MIT License
+   Copyright (c) 2026 The vhost.h authors
+   Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+   associated documentation files (the "Software"), to deal in the Software without restriction,
+   including without limitation the rights to use, copy, modify, merge, publish, distribute,
+   sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+   furnished to do so, subject to the following conditions:
+   The above copyright notice and this permission notice shall be included in all copies or
+   substantial portions of the Software.
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+   NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+   NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+   DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+   ------------------------------------------------------------------------------------------------
+   ALTERNATIVE B - Public Domain (www.unlicense.org)
+   This is free and unencumbered software released into the public domain.
+   Anyone is free to copy, modify, publish, use, compile, sell, or distribute this software, either
+   in source code form or as a compiled binary, for any purpose, commercial or non-commercial, and
+   by any means.
+   In jurisdictions that recognize copyright laws, the author or authors of this software dedicate
+   any and all copyright interest in the software to the public domain. We make this dedication for
+   the benefit of the public at large and to the detriment of our heirs and successors. We intend
+   this dedication to be an overt act of relinquishment in perpetuity of all present and future
+   rights to this software under copyright law.
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+   NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+   NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+   LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
+   CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+   ------------------------------------------------------------------------------------------------
+*/
