@@ -15,11 +15,14 @@ CONTENTS (grep -n '>>' vhost.h is the index)
    >>base        arithmetic, allocation, errors, trace
    >>posix       the default notifiers: eventfd, or a pipe
    >>memory      sections, spans, tables of regions
+   >>log         memory of dirty bits, and when it is replaced
    >>submit      calls into a back-end, and their fence
    >>features    what is offered, acknowledged and sent
    >>queue       rings: mapping, start, stop, positions, masks
+   >>iotlb       rings and misses behind a vIOMMU
    >>device      init, start, stop, reset, config, events
    >>commit      the VM: a new memory map, and the devices running on it
+   >>sync        dirty pages, from the log to their sink
 
 */
 /*
@@ -34,10 +37,7 @@ CONTENTS (grep -n '>>' vhost.h is the index)
    It is not a back-end, not a virtio transport, and not a driver of rings: buffers are none of its
    business. vhost.h knows no ioctl and no socket: a back-end is a table of functions. The tables
    come in vhost_kernel.h (Linux: /dev/vhost-net ...), or you write one
-   (examples/memory_backend.c is one in about 150 lines).
-
-   Status of 0.1: vhost_log_* and vhost_iotlb_*, vhost_device_unmapped are declared, so that you can
-   judge the shape, but not yet defined; a vIOMMU (memory ops with `translate`) is refused at init.
+   (examples/memory_backend.c is one in less than 300 lines, half of them its rings).
 
 2. QUICK START
 
@@ -119,7 +119,7 @@ CONTENTS (grep -n '>>' vhost.h is the index)
       STOPPED  initialised; the back-end touches nothing of the guest
       RUNNING  the back-end owns the started queues
       BROKEN   the back-end was cut off (severed): it touches nothing, and nothing of the guest is
-               held. device.last_error says why.
+               held. When on_broken is called, device.last_error says why.
 
       call                       allowed in         leaves in            if it fails
       vhost_device_init          CLOSED             STOPPED              CLOSED
@@ -129,13 +129,14 @@ CONTENTS (grep -n '>>' vhost.h is the index)
       vhost_device_reset         STOPPED, BROKEN    STOPPED              BROKEN
       vhost_queue_start, _stop   RUNNING            RUNNING              RUNNING, or BROKEN (note 1)
       vhost_queue_mask, _unmask  STOPPED, RUNNING   same                 same
-      vhost_device_process       any                same                 BROKEN
+      vhost_device_process       any                same                 same, or BROKEN
       vhost_device_get_config    STOPPED, RUNNING   same                 same
       vhost_memory_commit        any                same                 note 3
       vhost_device_cleanup       any                CLOSED               cannot fail
 
       1. A call that fails undoes what it did, in reverse order. Only where the back-end refuses to
-         be undone is the device BROKEN.
+         be undone is the device BROKEN. A back-end that goes on after something it refused may have
+         run rings wrongly: their positions are then guesses (chapter 8).
       2. Stop always completes, and is harmless when repeated. It hands back the positions of the
          queues (chapter 8). Of a BROKEN device it returns the error that broke it.
       3. A commit fails only for mistakes of the caller, before any back-end is told, and then the
@@ -162,10 +163,12 @@ CONTENTS (grep -n '>>' vhost.h is the index)
 6. GUEST MEMORY
 
    The map is given whole, in a transaction: begin, add every section in ascending order of gpa,
-   commit. What is not added is gone. gpa, size and host address are multiples of 4 KiB.
+   commit. What is not added is gone. gpa, size, offset and the host address of the backing are
+   multiples of 4 KiB.
    Every backing is borrowed, unchanged, from add until the commit that leaves it out returns.
-   Not every section goes to back-ends: ROM does not (nothing may write it), nor does a section
-   with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must see every write to it).
+   Not every section goes to back-ends: ROM does not, nor a read-only backing (nothing may write
+   them), nor a section with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must
+   see every write to it).
    Rings may stand in any section all the same; used rings not in ROM.
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
@@ -199,7 +202,7 @@ CONTENTS (grep -n '>>' vhost.h is the index)
       VHOST_POSITION_CERTAIN   at position.avail (and .used, if packed): resume, or migrate in
       VHOST_POSITION_GUESSED   refused by start
 
-   After stop it is CERTAIN if the back-end said it. If the back-end did not answer, a split ring
+   After stop it is CERTAIN if the back-end said it. If it did not, or said nonsense, a split ring
    whose buffers are used in order (VIRTIO_F_IN_ORDER) is still CERTAIN, by its used index; any
    other is GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the
    device, take the guess by setting CERTAIN. The driver's view of what was signalled
@@ -209,7 +212,37 @@ CONTENTS (grep -n '>>' vhost.h is the index)
    While a queue is masked its calls go to a notifier of the library: vhost_queue_pending tests it,
    and vhost_queue_unmask returns 1 if a call came while masked, so none is lost.
 
-9. CALLBACKS
+9. MIGRATION: THE DIRTY LOG
+
+   vhost_log_start makes all devices of the VM log the pages they write, or none; vhost_log_blocker
+   says which device stands in the way, and why. While the VM logs, a device that cannot log is
+   refused at init, and those that start log from the start. vhost_log_sync takes and clears the
+   bits of a range, in one pass for all devices, and hands them to a sink: ranges of dirty pages, or
+   your own bitmap, OR-ed into. Bits leave the log by sync or log_stop only: not when a device
+   stops, breaks, or is cleaned up, nor when memory comes or goes. A device that stops leaves its
+   used rings dirty, so sync once more after the last stop.
+
+      each round            vhost_log_sync; send the dirty pages (the hypervisor's own dirty log has
+                            those that the guest wrote: OR both)
+      switch-over           vhost_device_stop on all; last vhost_log_sync; send the positions
+      on the other side     vhost_queue.position = {CERTAIN, avail, used}, then vhost_device_start
+      at the end            vhost_log_stop
+
+   A log has one bit per 4 KiB from gpa 0 to the end of the last section; it grows before the
+   back-ends' tables do, and shrinks after them. The devices of one kind share one log, so a process
+   that is a back-end could clear the bits of another.
+
+10. BEHIND A vIOMMU
+
+   Give the device memory ops with `translate`. If the driver accepts ACCESS_PLATFORM, the addresses
+   of rings are IOVAs: start looks all ring parts up and tells the back-end where they are before it
+   enables a ring; the back-end asks for everything else, and vhost_device_process answers. Call
+   vhost_device_unmapped for whatever the vIOMMU unmaps, from watch(on) to watch(off). A miss
+   without a translation is not answered, so that its ring waits; on_message says so. Entries lead
+   to memory that is in the back-end's table; when a commit takes memory away, the back-end is told
+   to forget all entries.
+
+11. CALLBACKS
 
    Whatever is called, when, and in which thread: on the thread of the call that causes it, before
    that call returns. None may call back into the library but for reading (`vhost_memory_find`,
@@ -221,7 +254,7 @@ CONTENTS (grep -n '>>' vhost.h is the index)
       on_queue_error   the back-end found a queue's ring to be broken; in process
       on_config        the device's config space changed; in process
 
-10. THREADS
+12. THREADS
 
    Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
    vhost_device_init/cleanup/ack/start/stop/reset need the VM to themselves: no other call on the
@@ -230,7 +263,7 @@ CONTENTS (grep -n '>>' vhost.h is the index)
    device. vhost_memory_find and vhost_device_offer may run beside those. A readers-writer lock of
    the VMM says exactly this. Callbacks of different devices can run side by side.
 
-11. ERRORS
+13. ERRORS
 
    Negative errno, and never errno itself: -EINVAL an argument, -EBUSY the wrong state, -EIO a
    broken device, -ENOTSUP the back-end cannot, -ENOSPC no slot, -EOVERFLOW addresses wrap,
@@ -240,21 +273,24 @@ CONTENTS (grep -n '>>' vhost.h is the index)
    reason (VHOST_WHY_*), the operation and queue if any, and a text. Calls on a device, and commits
    that break it, write device.last_error; other calls on the VM write vm.last_error.
 
-12. MEMORY USE
+14. MEMORY USE
 
-   The section list, the tables and the log are allocated; nothing else is. After warm-up, a commit
-   that changes nothing, stop, start, mask and unmask allocate nothing. All memory of one vhost_vm
-   comes from options.allocate.
+   The section list, the tables and the log are allocated, and behind a vIOMMU a list of what each
+   ring is made of; nothing else is. After warm-up, a commit that changes nothing, stop, start,
+   mask, unmask, sync and a miss allocate nothing. All memory of a VM comes from options.allocate,
+   the dirty log from options.log. Calls on different devices may allocate at the same time.
 
-13. LIMITS
+15. LIMITS
 
    A ring has at most 32,768 descriptors. Sections: 2^31. An operation of a kernel back-end has no
    deadline: an ioctl takes as long as it takes.
 
-14. IF YOU KNOW QEMU
+16. IF YOU KNOW QEMU
 
       there                                     here
       MemoryListener begin/region_add/commit    vhost_memory_begin, _add, _commit
+      memory_global_dirty_log_start, log_sync   vhost_log_start, vhost_log_sync
+      vhost_device_iotlb_miss, IOMMU notifier   vhost_device_process, vhost_device_unmapped
       vhost_dev_init, _cleanup                  vhost_device_init, _cleanup
       vhost_dev_start, _stop                    vhost_device_start, _stop (enable rings themselves)
       vhost_get_features, vhost_ack_features    vhost_device_offer, _ack (ack sets, it does not OR)
@@ -288,9 +324,12 @@ CONTENTS (grep -n '>>' vhost.h is the index)
    VHOST_IMPLEMENTATION      off                  in one file, before the include
    VHOST_STATIC              off                  with it: every function is static to that file
    VHOST_ASSERT(condition)   assert               implementation file; misuse of the API only
-   VHOST_REALLOC, VHOST_FREE realloc, free        implementation file; both or none
+   VHOST_REALLOC, _CALLOC,   realloc, calloc,     implementation file; all three or none
+   _FREE                     free
    VHOST_VSNPRINTF           vsnprintf            implementation file
    VHOST_LOAD_ACQUIRE16(p)   __atomic_load_n      implementation file; *(const uint16_t *)p
+   VHOST_LOAD, _EXCHANGE,    __atomic_*, relaxed  implementation file; of an unsigned long in
+   _FETCH_AND, _FETCH_OR                          memory that a back-end writes; all four or none
    VHOST_NO_POSIX            off                  implementation file; then options.events is needed
    --------------------------------------------------------------------------------------------- */
 
@@ -364,6 +403,7 @@ typedef enum vhost_why {
     X(VHOST_OP_SET_FEATURES, "set_features")                                                       \
     X(VHOST_OP_SET_TABLE, "set_table")                                                             \
     X(VHOST_OP_SET_LOG, "set_log")                                                                 \
+    X(VHOST_OP_IOTLB_SEND, "iotlb_send")                                                           \
     X(VHOST_OP_SET_RING_CALL, "set_ring_call")                                                     \
     X(VHOST_OP_SET_RING_ERROR, "set_ring_error")                                                   \
     X(VHOST_OP_SET_RING_SIZE, "set_ring_size")                                                     \
@@ -373,7 +413,6 @@ typedef enum vhost_why {
     X(VHOST_OP_SET_RING_BUSY_LOOP, "set_ring_busy_loop")                                           \
     X(VHOST_OP_SET_RING_KICK, "set_ring_kick")                                                     \
     X(VHOST_OP_SET_CONFIG_CALL, "set_config_call")                                                 \
-    X(VHOST_OP_IOTLB_SEND, "iotlb_send")                                                           \
     X(VHOST_OP_ENABLE_RING, "enable_ring")                                                         \
     X(VHOST_OP_SET_RUNNING, "set_running")                                                         \
     X(VHOST_OP_GET_RING_BASE, "get_ring_base")                                                     \
@@ -405,12 +444,14 @@ typedef struct vhost_features {
 } vhost_features;
 
 enum {
-    VHOST_FEATURE_EVENT_IDX = 29,
     VHOST_FEATURE_LOG_ALL = 26, /* the library's own: never offered to a driver */
+    VHOST_FEATURE_INDIRECT_DESC = 28,
+    VHOST_FEATURE_EVENT_IDX = 29,
     VHOST_FEATURE_VERSION_1 = 32,
     VHOST_FEATURE_ACCESS_PLATFORM = 33,
     VHOST_FEATURE_RING_PACKED = 34,
-    VHOST_FEATURE_IN_ORDER = 35
+    VHOST_FEATURE_IN_ORDER = 35,
+    VHOST_FEATURE_RING_RESET = 40
 };
 
 /* ---- guest memory ---- */
@@ -488,7 +529,8 @@ typedef struct vhost_table_change {
 typedef enum vhost_log_kind {
     VHOST_DIRTY_NONE = 0,    /* cannot log */
     VHOST_DIRTY_PRIVATE = 1, /* memory of this process; native unsigned longs */
-    VHOST_DIRTY_SHARED = 2   /* memory behind an fd; a map of bytes (page / 8, bit page % 8) */
+    VHOST_DIRTY_SHARED = 2,  /* memory behind an fd; a map of bytes (page / 8, bit page % 8) */
+    VHOST_DIRTY_KIND_COUNT
 } vhost_log_kind;
 
 /* Memory of a log: one bit per 4 KiB page of guest memory, from gpa 0. */
@@ -594,8 +636,11 @@ struct vhost_queue {
     vhost_ring_base base;
     vhost_event masked_event;
     vhost_event error_event;
-    bool swapped;      /* SET_VRING_ENDIAN was sent */
-    bool busy_looping; /* a busy-loop time was sent */
+    bool misled;                 /* it may have run with other parameters than it was to have */
+    bool swapped;                /* SET_VRING_ENDIAN was sent */
+    bool busy_looping;           /* a busy-loop time was sent */
+    struct vhosti_piece *pieces; /* behind a vIOMMU: what the parts are made of */
+    uint32_t piece_count, piece_capacity;
 };
 
 /* ---- vIOMMU ---- */
@@ -631,7 +676,8 @@ typedef struct vhost_translation {
 /* How a device reaches memory. NULL members: by guest physical address, in the VM's map. */
 typedef struct vhost_memory_ops {
     /* Maps mapping->size bytes at mapping->address of the device's DMA address space: fills in host
-       and gpa, and lowers size if less is contiguous. Returns 0 or -errno. */
+       and gpa, and lowers size if less is contiguous. The memory stays readable until unmap, and is
+       what the VM's map has at gpa. Returns 0 or -errno. */
     int (*map)(vhost_device *device, vhost_mapping *mapping, bool write, void *user);
     void (*unmap)(vhost_device *device, const vhost_mapping *mapping, bool written, void *user);
     /* A vIOMMU: looks an IOVA up. Returns 0, or -EFAULT if nothing is mapped for this access. */
@@ -656,20 +702,27 @@ typedef struct vhost_facts {
 
 /* How a fence went. */
 typedef struct vhost_fence {
-    int error;   /* 0, or the negative errno of the first operation that failed */
-    vhost_op op; /* which it was */
-    int queue;   /* of which queue, or -1 */
+    int error;       /* 0, or the negative errno of the first operation that failed */
+    vhost_op op;     /* which it was */
+    int queue;       /* of which queue, or -1 */
+    bool later_done; /* what was submitted after it was done all the same; false: not done */
 } vhost_fence;
 
 /* A back-end. NULL member = not supported; (R) = required.
    A submitted operation returns >= 0 (done, or queued), or a negative errno: refused, nothing of it
-   happened; what was submitted before still needs its fence. Arguments are valid during the call
-   only; results (a base, config bytes) are in place when the fence returns. Nothing calls an
-   operation after sever but open and close. Queues count from 0 over the whole device. */
+   happened; what was submitted before still needs its fence. Operations are done in the order in
+   which they were submitted. Arguments are valid during the call only; results (a base, config
+   bytes) are in place when the fence returns. After sever comes nothing but close, and maybe open.
+   Queues count from 0 over the whole device.
+   A ring runs from the last of set_ring_kick, enable_ring(on) and set_running(on) that the back-end
+   has, and is to be looked at then without a kick: buffers may wait in it. It stops at
+   set_running(off), else enable_ring(off), else get_ring_base.
+   A back-end in this process that waits for kicks itself learns their fds from set_ring_kick, and
+   not through poll_fds, whose set is fixed from open to sever. */
 typedef struct vhost_backend_ops {
     /* Immediate. */
     int (*open)(void *backend, vhost_device *device, vhost_facts *facts); /* (R) own it, read it */
-    void (*close)(void *backend); /* the device lets go; after open, also after sever */
+    void (*close)(void *backend); /* the device lets go; once after each open, sever or not */
     void (*sever)(void *backend); /* (R) cut off for good: when it returns, nothing is touched */
     int (*poll_fds)(void *backend, int *fds, uint32_t capacity); /* returns how many there are */
     int (*process)(void *backend);                               /* what those fds announce */
@@ -677,6 +730,7 @@ typedef struct vhost_backend_ops {
     int (*set_features)(void *backend, const vhost_features *features); /* (R) */
     int (*set_table)(void *backend, const vhost_table_change *change);  /* (R) */
     int (*set_log)(void *backend, const vhost_log_memory *memory);      /* NULL: none */
+    int (*iotlb_send)(void *backend, const vhost_iotlb *message);       /* MAP, or UNMAP */
     int (*set_ring_call)(void *backend, uint32_t queue, int fd);        /* (R) -1: none */
     int (*set_ring_error)(void *backend, uint32_t queue, int fd);
     int (*set_ring_size)(void *backend, uint32_t queue, uint32_t size); /* (R) */
@@ -687,7 +741,6 @@ typedef struct vhost_backend_ops {
     int (*set_ring_busy_loop)(void *backend, uint32_t queue, uint32_t microseconds);
     int (*set_ring_kick)(void *backend, uint32_t queue, int fd); /* (R) -1: poll */
     int (*set_config_call)(void *backend, int fd);               /* -1: none */
-    int (*iotlb_send)(void *backend, const vhost_iotlb *message);
     int (*enable_ring)(void *backend, uint32_t queue, bool on);
     int (*set_running)(void *backend, bool on);
     int (*get_ring_base)(void *backend, uint32_t queue, vhost_ring_base *base); /* (R) */
@@ -712,7 +765,9 @@ typedef enum vhost_trace_event {
     VHOST_TRACE_COMMIT = 4,           /* value: number of sections; result: 1 changed, 0 not */
     VHOST_TRACE_OP = 5,    /* op, queue, value (fd, size, base, on); result: its return */
     VHOST_TRACE_FENCE = 6, /* op, queue: what failed; result */
-    VHOST_TRACE_STATE = 7  /* value: the vhost_state entered */
+    VHOST_TRACE_STATE = 7, /* value: the vhost_state entered */
+    VHOST_TRACE_LOG = 8,   /* a log was made or replaced; value: its kind; size: bytes */
+    VHOST_TRACE_MISS = 9   /* gpa: the IOVA; value: what for; result: 0, or a negative errno */
 } vhost_trace_event;
 
 typedef struct vhost_trace {
@@ -738,6 +793,9 @@ typedef struct vhost_vm_options { /* zero is the default of each */
     const vhost_log_ops *log;                                 /* default: >>posix */
 } vhost_vm_options;
 
+struct vhosti_log;
+struct vhosti_table;
+
 typedef struct vhosti_map { /* private: a list of sections, and what is derived from it */
     struct vhosti_section *sections;
     struct vhosti_span *spans;
@@ -756,7 +814,9 @@ struct vhost_vm {
     int transaction_error;
     vhost_device *devices;
     struct vhosti_table *tables[VHOST_PROFILE_COUNT]; /* NULL: profile not in use */
-    vhost_region *difference;                         /* room for removed, then added */
+    bool logging;
+    struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT]; /* while logging: of the kinds in use */
+    vhost_region *difference;                        /* room for removed, then added */
     uint32_t difference_capacity;
 };
 
@@ -782,7 +842,8 @@ typedef struct vhosti_batch { /* private: what was submitted since the last fenc
     int error;                /* of the first submit that was refused */
     vhost_op op;
     int queue;
-    bool pending; /* something awaits its fence */
+    bool later_done; /* as in vhost_fence */
+    bool pending;    /* something awaits its fence */
 } vhosti_batch;
 
 struct vhost_device {
@@ -802,6 +863,11 @@ struct vhost_device {
     vhosti_batch batch;
     vhost_event config_event;
     struct vhosti_table *table; /* that the back-end acknowledged last; counted */
+    struct vhosti_log *log;     /* that the back-end logs to; counted */
+    bool opened;                /* and not yet closed */
+    bool told_running;          /* set_running(on), */
+    bool told_config_call;      /* or a set_config_call was accepted: to be undone */
+    bool behind_viommu;         /* since start: addresses of rings are IOVAs */
     int broken_by;              /* the error code that made it BROKEN */
     bool doomed;                /* in a commit: to be cut off */
     vhost_device *next;
@@ -809,7 +875,7 @@ struct vhost_device {
 
 /* >>api ----------------------------------------------------------------------------------------
 
-   Errors, threads and states: manual, chapters 5, 10 and 11. What is said there is not repeated. */
+   Errors, threads and states: manual, chapters 5, 12 and 13. What is said there is not repeated. */
 
 /* ---- words ---- */
 
@@ -908,13 +974,18 @@ VHOST_API int vhost_device_get_config(vhost_device *device, uint32_t offset, voi
 VHOST_API int vhost_device_set_config(vhost_device *device, uint32_t offset, const void *bytes,
                                       uint32_t size);
 
-/* The fds to poll for input, up to `capacity` of them into fds; returns how many there are. The set
-   changes with init, cleanup and reset, and when the device becomes BROKEN. */
+/* The fds to poll for input, up to `capacity` of them into fds; returns how many there are, which
+   may be more than capacity. The set changes with init, cleanup and reset, and when the device
+   becomes BROKEN. */
 VHOST_API uint32_t vhost_device_poll_fds(const vhost_device *device, int *fds, uint32_t capacity);
 
 /* Handles whatever those fds announce; harmless if nothing does. A negative errno from the back-end
    breaks the device and is returned. */
 VHOST_API int vhost_device_process(vhost_device *device);
+
+/* The regions that the back-end of this device has, or will have when it starts: for people and
+   tools. NULL: the device is closed. Valid until the next commit. */
+VHOST_API const vhost_table *vhost_device_table(const vhost_device *device);
 
 /* ---- queues (V1 to V6, K1) ---- */
 
@@ -922,7 +993,8 @@ VHOST_API int vhost_device_process(vhost_device *device);
 VHOST_API void vhost_queue_init(vhost_queue *queue);
 
 /* Starts or stops one queue of a running device (VIRTIO_F_RING_RESET). -EBUSY: it is started, or
-   the device does not run; -EINVAL: not ready; else as device start. Stop of a stopped queue: 0. */
+   the device does not run; -EINVAL: not ready; else as device start. To stop a queue that is not
+   started, of a device that runs, is no failure. */
 VHOST_API int vhost_queue_start(vhost_device *device, uint32_t queue);
 VHOST_API int vhost_queue_stop(vhost_device *device, uint32_t queue);
 
@@ -937,13 +1009,18 @@ VHOST_API int vhost_queue_pending(vhost_device *device, uint32_t queue);
 
 /* ---- the dirty log (L, Y, G) ---- */
 
-/* Makes every device log what it writes. -ENOTSUP: one cannot (vhost_log_blocker). All or none. */
+/* Makes every device log what it writes, or none: -ENOTSUP: one cannot (vhost_log_blocker);
+   -ENOMEM; or what a back-end said. A device that is found dead becomes BROKEN, and no obstacle.
+   Harmless when repeated. */
 VHOST_API int vhost_log_start(vhost_vm *vm);
 
-/* Ends logging; bits not yet synced are gone. Always completes, returns the first error. */
+/* Ends logging; bits not yet synced are gone. Always completes, returns the first error: a device
+   that does not stop logging becomes BROKEN. Harmless when repeated. */
 VHOST_API int vhost_log_stop(vhost_vm *vm);
 
-/* Takes and clears the dirty bits of [gpa, gpa + size) and hands them to the sink, in one pass. */
+/* Takes and clears the dirty bits of [gpa, gpa + size), multiples of 4 KiB, and hands them to the
+   sink. What lies beyond the last section is clean. Back-ends go on logging meanwhile. -EBUSY: the
+   VM does not log; -EINVAL: the range, or sink->bits has no room for all of it. */
 VHOST_API int vhost_log_sync(vhost_vm *vm, uint64_t gpa, uint64_t size, vhost_log_sink *sink);
 
 /* The first device after `after` (NULL: of all) that stands in the way of vhost_log_start, and its
@@ -953,11 +1030,13 @@ VHOST_API const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_
 
 /* ---- vIOMMU (I) ---- */
 
-/* For back-ends: a message came from the back-end of this device. A miss is answered by iotlb_send
-   before it returns. */
+/* For back-ends, from `process`: the back-end of this device sent a message. A miss is answered by
+   iotlb_send before this returns. -EFAULT: no translation, not answered; -ENOTSUP, -EINVAL: not a
+   miss; -EBUSY: the device does not run. None of them breaks the device. */
 VHOST_API int vhost_iotlb_message(vhost_device *device, const vhost_iotlb *message);
 
-/* For the VMM: the vIOMMU unmapped [iova, iova + size). On return the back-end has let go of it. */
+/* For the VMM: the vIOMMU unmapped [iova, iova + size). On return the back-end has let go of it; if
+   it does not, the device is BROKEN. Nothing to do, and 0, unless the device runs behind one. */
 VHOST_API int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_t size);
 
 #ifdef __cplusplus
@@ -988,12 +1067,13 @@ VHOST_API int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_
 #define VHOST_ASSERT(condition) assert(condition)
 #endif
 
-#if defined(VHOST_REALLOC) != defined(VHOST_FREE)
-#error "define both VHOST_REALLOC and VHOST_FREE, or neither"
+#if defined(VHOST_REALLOC) != defined(VHOST_FREE) || defined(VHOST_REALLOC) != defined(VHOST_CALLOC)
+#error "define all of VHOST_REALLOC, VHOST_CALLOC and VHOST_FREE, or none"
 #endif
 #if !defined(VHOST_REALLOC)
 #include <stdlib.h>
 #define VHOST_REALLOC(memory, size) realloc(memory, size)
+#define VHOST_CALLOC(count, size)   calloc(count, size)
 #define VHOST_FREE(memory)          free(memory)
 #endif
 
@@ -1002,6 +1082,18 @@ VHOST_API int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_
 #endif
 #if !defined(VHOST_LOAD_ACQUIRE16)
 #define VHOST_LOAD_ACQUIRE16(pointer) __atomic_load_n(pointer, __ATOMIC_ACQUIRE)
+#endif
+
+#if defined(VHOST_LOAD) != defined(VHOST_EXCHANGE) ||                                              \
+    defined(VHOST_LOAD) != defined(VHOST_FETCH_AND) ||                                             \
+    defined(VHOST_LOAD) != defined(VHOST_FETCH_OR)
+#error "define all of VHOST_LOAD, VHOST_EXCHANGE, VHOST_FETCH_AND and VHOST_FETCH_OR, or none"
+#endif
+#if !defined(VHOST_LOAD)
+#define VHOST_LOAD(word)            __atomic_load_n(word, __ATOMIC_RELAXED)
+#define VHOST_EXCHANGE(word, bits)  __atomic_exchange_n(word, bits, __ATOMIC_ACQUIRE)
+#define VHOST_FETCH_AND(word, bits) __atomic_fetch_and(word, bits, __ATOMIC_ACQUIRE)
+#define VHOST_FETCH_OR(word, bits)  __atomic_fetch_or(word, bits, __ATOMIC_RELAXED)
 #endif
 
 #if !defined(VHOST_NO_POSIX)
@@ -1038,6 +1130,14 @@ VHOST_DEF const char *vhost_op_name(vhost_op op)
 {
     static const char *const names[] = {VHOST_OP_LIST(VHOSTI_TEXT)};
     return (unsigned)op < VHOST_OP_COUNT ? names[op] : "unknown operation";
+}
+
+static bool vhosti_host_is_big(void)
+{
+    const uint16_t one = 1;
+    unsigned char first;
+    memcpy(&first, &one, 1);
+    return first == 0;
 }
 
 static void *vhosti_default_allocate(void *memory, size_t size, void *user)
@@ -1463,24 +1563,30 @@ static int vhosti_build_spans(vhost_vm *vm, vhosti_map *map)
     return 0;
 }
 
-static const struct vhosti_span *vhosti_find_span(const vhosti_map *map, uint64_t gpa)
+/* How many spans begin at or before gpa. */
+static uint32_t vhosti_count_spans(const vhosti_map *map, uint64_t gpa)
 {
     const struct vhosti_span *span = map->spans;
     uint32_t left = map->span_count;
     if (left == 0 || gpa < span->gpa)
-        return NULL;
+        return 0;
     while (left > 1) { /* span->gpa <= gpa holds throughout */
         uint32_t half = left / 2;
         span += span[half].gpa <= gpa ? half : 0;
         left -= half;
     }
-    return gpa <= span->last ? span : NULL;
+    return (uint32_t)(span - map->spans) + 1;
 }
 
 VHOST_DEF int vhost_memory_find(const vhost_vm *vm, uint64_t gpa, vhost_extent *extent)
 {
-    const struct vhosti_span *span = vhosti_find_span(&vm->maps[vm->current], gpa);
-    if (span == NULL)
+    const vhosti_map *map = &vm->maps[vm->current];
+    uint32_t count = vhosti_count_spans(map, gpa);
+    const struct vhosti_span *span;
+    if (count == 0)
+        return -EFAULT;
+    span = &map->spans[count - 1];
+    if (gpa > span->last)
         return -EFAULT;
     extent->host = span->host + (gpa - span->gpa);
     extent->size = span->last - gpa + 1;
@@ -1613,6 +1719,18 @@ static vhost_table_change vhosti_find_change(vhost_vm *vm, const struct vhosti_t
     return change;
 }
 
+static const vhost_region *vhosti_find_region(const vhost_table *table, uint64_t gpa)
+{
+    const vhost_region *region = table->regions;
+    uint32_t left = table->count;
+    while (left > 1) { /* if a region has it, it is one of `left` from here on */
+        uint32_t half = left / 2;
+        region += region[half].gpa <= gpa ? half : 0;
+        left -= half;
+    }
+    return left == 1 && gpa >= region->gpa && gpa - region->gpa < region->size ? region : NULL;
+}
+
 /* ---- memory slots (B3, B7) ---- */
 
 static bool vhosti_fits(const vhost_device *device, const struct vhosti_table *table)
@@ -1632,6 +1750,202 @@ VHOST_DEF uint32_t vhost_memory_free_slots(const vhost_vm *vm)
             least = limit - used;
     }
     return least;
+}
+
+/* >>log ---------------------------------------------------------------------------------------
+
+   One log per kind, shared by the devices of that kind. The VM holds it from vhost_log_start to
+   vhost_log_stop, so that the bits of a device that stops or breaks stay; a device holds the log
+   that its back-end was told of. A log is replaced when the top of memory moves: the back-ends are
+   moved to the new one, then what they left in the old one is added to it (L3, C6). */
+
+typedef unsigned long vhosti_word; /* what the kernel writes (native), and the CPU can exchange */
+
+#define VHOSTI_WORD_PAGES (8 * (uint64_t)sizeof(vhosti_word))
+#define VHOSTI_WORD_ALL   (~(vhosti_word)0)
+#define VHOSTI_LOG_SLACK  UINT64_C(4096) /* bytes of log: 128 MiB of guest memory (C7) */
+
+struct vhosti_log {
+    uint32_t users;
+    vhost_log_kind kind;
+    vhost_log_memory memory;
+};
+
+static int vhosti_default_log_map(vhost_log_memory *memory, bool shared, void *user)
+{
+    (void)user;
+    if (shared)
+        return -ENOTSUP;
+    memory->base = VHOST_CALLOC(1, (size_t)memory->size);
+    return memory->base != NULL ? 0 : -ENOMEM;
+}
+
+static void vhosti_default_log_unmap(vhost_log_memory *memory, void *user)
+{
+    (void)user;
+    VHOST_FREE(memory->base);
+}
+
+static const vhost_log_ops vhosti_default_log = {vhosti_default_log_map, vhosti_default_log_unmap};
+
+/* Bytes of log for all sections of a map, whole words. Rings lie in sections; an IOVA is none. */
+static uint64_t vhosti_log_size(const vhosti_map *map)
+{
+    uint64_t last = map->count > 0 ? vhosti_last(&map->sections[map->count - 1]) : 0;
+    return (last / VHOST_PAGE / VHOSTI_WORD_PAGES + 1) * sizeof(vhosti_word);
+}
+
+/* The size that a log of `size` bytes should have for a map that needs `need` (C6). */
+static uint64_t vhosti_log_resized(uint64_t size, uint64_t need)
+{
+    if (size < need)
+        return need + VHOSTI_LOG_SLACK;
+    return size > need + VHOSTI_LOG_SLACK ? need : size;
+}
+
+static struct vhosti_log *vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, uint64_t size)
+{
+    struct vhosti_log *log = (struct vhosti_log *)vhosti_allocate(vm, NULL, sizeof *log);
+    if (log == NULL)
+        return NULL;
+    log->users = 1;
+    log->kind = kind;
+    log->memory.base = NULL;
+    log->memory.size = size;
+    log->memory.fd = -1;
+    if (size <= SIZE_MAX &&
+        vm->options.log->map(&log->memory, kind == VHOST_DIRTY_SHARED, vm->options.user) == 0) {
+        vhosti_trace_section(vm, VHOST_TRACE_LOG, 0, size, kind);
+        return log;
+    }
+    vhosti_free(vm, log);
+    return NULL;
+}
+
+static struct vhosti_log *vhosti_keep_log(struct vhosti_log *log)
+{
+    if (log != NULL)
+        log->users++;
+    return log;
+}
+
+static void vhosti_drop_log(vhost_vm *vm, struct vhosti_log **log)
+{
+    if (*log != NULL && --(*log)->users == 0) {
+        vm->options.log->unmap(&(*log)->memory, vm->options.user);
+        vhosti_free(vm, *log);
+    }
+    *log = NULL;
+}
+
+static void vhosti_drop_logs(vhost_vm *vm)
+{
+    vhost_device *device;
+    int kind;
+    for (device = vm->devices; device != NULL; device = device->next)
+        vhosti_drop_log(vm, &device->log);
+    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
+        vhosti_drop_log(vm, &vm->logs[kind]);
+}
+
+static vhosti_word *vhosti_log_words(const struct vhosti_log *log)
+{
+    return (vhosti_word *)log->memory.base;
+}
+
+static uint64_t vhosti_log_count(const struct vhosti_log *log)
+{
+    return log->memory.size / sizeof(vhosti_word);
+}
+
+/* Between a word in memory and one whose bit n is page n; its own inverse. */
+static vhosti_word vhosti_log_order(const struct vhosti_log *log, vhosti_word raw)
+{
+    unsigned char bytes[sizeof raw];
+    vhosti_word ordered = 0;
+    size_t i;
+    if (log->kind != VHOST_DIRTY_SHARED || !vhosti_host_is_big())
+        return raw;
+    memcpy(bytes, &raw, sizeof raw);
+    for (i = 0; i < sizeof raw; i++)
+        ordered |= (vhosti_word)bytes[i] << (8 * i);
+    return ordered;
+}
+
+/* Bits `from` to `to`, both included. */
+static vhosti_word vhosti_bits(uint64_t from, uint64_t to)
+{
+    return (VHOSTI_WORD_ALL << from) & (VHOSTI_WORD_ALL >> (VHOSTI_WORD_PAGES - 1 - to));
+}
+
+/* Takes the bits of `mask` out of a word, and leaves the others alone (D17). */
+static vhosti_word vhosti_log_take(const struct vhosti_log *log, uint64_t index, vhosti_word mask)
+{
+    vhosti_word *word = vhosti_log_words(log) + index;
+    vhosti_word raw_mask = vhosti_log_order(log, mask);
+    if ((VHOST_LOAD(word) & raw_mask) == 0) /* mostly so, and cheap */
+        return 0;
+    if (mask == VHOSTI_WORD_ALL)
+        return vhosti_log_order(log, VHOST_EXCHANGE(word, 0));
+    return vhosti_log_order(log, VHOST_FETCH_AND(word, ~raw_mask)) & mask;
+}
+
+static void vhosti_log_give(const struct vhosti_log *log, uint64_t index, vhosti_word bits)
+{
+    if (bits != 0)
+        (void)VHOST_FETCH_OR(vhosti_log_words(log) + index, vhosti_log_order(log, bits));
+}
+
+/* Marks [gpa, gpa + size) dirty, as far as the log goes. */
+static void vhosti_log_mark(const struct vhosti_log *log, uint64_t gpa, uint64_t size)
+{
+    uint64_t page = gpa / VHOST_PAGE, last = (gpa + (size - 1)) / VHOST_PAGE;
+    uint64_t index = page / VHOSTI_WORD_PAGES;
+    for (; index <= last / VHOSTI_WORD_PAGES && index < vhosti_log_count(log); index++) {
+        uint64_t first = index * VHOSTI_WORD_PAGES, end = first + VHOSTI_WORD_PAGES - 1;
+        vhosti_log_give(
+            log, index,
+            vhosti_bits(page > first ? page - first : 0, last < end ? last - first : end - first));
+    }
+}
+
+/* Nobody writes to `from` any more; what was beyond the top of memory has no page. */
+static void vhosti_log_add(const struct vhosti_log *to, const struct vhosti_log *from)
+{
+    uint64_t i, count = vhosti_log_count(from);
+    if (count > vhosti_log_count(to))
+        count = vhosti_log_count(to);
+    for (i = 0; i < count; i++)
+        vhosti_log_give(to, i, vhosti_log_take(from, i, VHOSTI_WORD_ALL));
+}
+
+/* Why a device cannot log, or VHOST_WHY_NONE (B2). */
+static vhost_why vhosti_log_obstacle(const vhost_device *device)
+{
+    bool logs = device->facts.log_kind != VHOST_DIRTY_NONE && device->ops->set_log != NULL &&
+                vhost_features_test(&device->facts.offered, VHOST_FEATURE_LOG_ALL);
+    return logs ? VHOST_WHY_NONE : VHOST_WHY_LOG_UNSUPPORTED;
+}
+
+VHOST_DEF const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_device *after,
+                                                vhost_why *why)
+{
+    const vhost_device *device = after != NULL ? after->next : vm->devices;
+    for (; device != NULL; device = device->next) {
+        *why = vhosti_log_obstacle(device);
+        if (*why != VHOST_WHY_NONE)
+            return device;
+    }
+    *why = VHOST_WHY_NONE;
+    return NULL;
+}
+
+/* The log of a kind is made when its first device comes, or logging begins. */
+static bool vhosti_need_log(vhost_vm *vm, vhost_log_kind kind)
+{
+    if (vm->logs[kind] == NULL)
+        vm->logs[kind] = vhosti_make_log(vm, kind, vhosti_log_size(vhosti_current(vm)));
+    return vm->logs[kind] != NULL;
 }
 
 /* >>submit ------------------------------------------------------------------------------------
@@ -1676,7 +1990,7 @@ static int vhosti_submitted(vhost_device *device, vhost_op op, int queue, int64_
 /* Ends the batch: 0, or the error of the first operation that failed. */
 static int vhosti_fence(vhost_device *device)
 {
-    vhost_fence result = {0, VHOST_OP_NONE, -1};
+    vhost_fence result = {0, VHOST_OP_NONE, -1, false};
     if (device->batch.pending && device->ops->fence != NULL) {
         vhost_trace trace = vhosti_make_trace(VHOST_TRACE_FENCE, device);
         device->ops->fence(device->backend, &result);
@@ -1687,6 +2001,7 @@ static int vhosti_fence(vhost_device *device)
     }
     if (result.error < 0) /* what was submitted came before what was refused */
         vhosti_note_failure(device, result.error, result.op, result.queue);
+    device->batch.later_done = result.error < 0 && result.later_done;
     device->batch.pending = false;
     return device->batch.error;
 }
@@ -1763,14 +2078,14 @@ static vhost_features vhosti_impossible(const vhost_device *device, const vhost_
 
 static int vhosti_wrong_state(vhost_device *device, const char *call)
 {
-    static const char *const names[] = {"closed", "stopped", "running", "broken"};
+    const char *state = device->state == VHOST_STATE_RUNNING ? "running" : "stopped";
+    if (device->state == VHOST_STATE_CLOSED)
+        return -EBUSY; /* there may not even be a VM to tell */
     if (device->state == VHOST_STATE_BROKEN)
         return VHOSTI_FAIL(device, -EIO, VHOST_WHY_DEVICE_BROKEN, VHOST_OP_NONE, -1,
                            "%s (broken by errno %d)", call, -device->broken_by);
-    if (device->state == VHOST_STATE_CLOSED)
-        return -EBUSY; /* there may not even be a VM to tell */
     return VHOSTI_FAIL(device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, -1, "%s while %s", call,
-                       names[device->state]);
+                       state);
 }
 
 VHOST_DEF int vhost_device_ack(vhost_device *device, vhost_features accepted)
@@ -1787,6 +2102,11 @@ VHOST_DEF int vhost_device_ack(vhost_device *device, vhost_features accepted)
     return 0;
 }
 
+static bool vhosti_has_viommu(const vhost_device *device)
+{
+    return device->options.memory != NULL && device->options.memory->translate != NULL;
+}
+
 /* What goes to the back-end (F1). */
 static vhost_features vhosti_sent_features(const vhost_device *device)
 {
@@ -1794,7 +2114,10 @@ static vhost_features vhosti_sent_features(const vhost_device *device)
     int i;
     for (i = 0; i < 2; i++)
         sent.word[i] = device->acked.word[i] & device->facts.offered.word[i];
-    vhost_features_clear(&sent, VHOST_FEATURE_ACCESS_PLATFORM); /* there is no vIOMMU */
+    if (!vhosti_has_viommu(device)) /* the bit turns a back-end's IOTLB on */
+        vhost_features_clear(&sent, VHOST_FEATURE_ACCESS_PLATFORM);
+    if (device->vm->logging)
+        vhost_features_set(&sent, VHOST_FEATURE_LOG_ALL);
     return sent;
 }
 
@@ -1825,14 +2148,6 @@ static bool vhosti_is_packed(const vhost_device *device)
 }
 
 /* ---- byte order (V3) ---- */
-
-static bool vhosti_host_is_big(void)
-{
-    const uint16_t one = 1;
-    unsigned char first;
-    memcpy(&first, &one, 1);
-    return first == 0;
-}
 
 static bool vhosti_ring_is_big(const vhost_device *device, const vhost_queue *queue)
 {
@@ -1879,8 +2194,8 @@ static void vhosti_lay_out_ring(const vhost_device *device, vhost_queue *queue)
     vhosti_set_part(&part[VHOST_DESC], queue->desc, 16 * n);
     vhosti_set_part(&part[VHOST_AVAIL], queue->avail, packed ? 4 : 4 + 2 * n + event);
     vhosti_set_part(&part[VHOST_USED], queue->used, packed ? 4 : 4 + 8 * n + event);
-    queue->rings.log = false;
-    queue->rings.iova = false;
+    queue->rings.log = device->vm->logging;
+    queue->rings.iova = device->behind_viommu;
 }
 
 static const char *vhosti_part_name(int part)
@@ -1911,10 +2226,19 @@ static vhost_why vhosti_look_up_part(vhost_device *device, uint64_t gpa, uint64_
     return VHOST_WHY_NONE;
 }
 
+/* Whether mapped memory is what the VM's map has at its gpa: for rings that others mapped, and for
+   rings that were mapped before a commit. */
+static vhost_why vhosti_check_place(vhost_device *device, const vhost_mapping *mapping, bool write)
+{
+    void *host = NULL;
+    vhost_why why = vhosti_look_up_part(device, mapping->gpa, mapping->size, write, &host);
+    return why == VHOST_WHY_NONE && host != mapping->host ? VHOST_WHY_RING_MOVED : why;
+}
+
 static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
 {
     const vhost_memory_ops *memory = device->options.memory;
-    if (mapping->host != NULL && memory != NULL && memory->unmap != NULL)
+    if (mapping->host != NULL && !device->behind_viommu && memory != NULL && memory->unmap != NULL)
         memory->unmap(device, mapping, written, device->options.user);
     mapping->host = NULL;
 }
@@ -1923,6 +2247,7 @@ static vhost_why vhosti_map_part(vhost_device *device, vhost_mapping *mapping, b
 {
     const vhost_memory_ops *memory = device->options.memory;
     uint64_t size = mapping->size;
+    vhost_why why;
     mapping->gpa = mapping->address;
     if (memory == NULL || memory->map == NULL)
         return vhosti_look_up_part(device, mapping->gpa, size, write, &mapping->host);
@@ -1932,12 +2257,138 @@ static vhost_why vhosti_map_part(vhost_device *device, vhost_mapping *mapping, b
         vhosti_unmap_part(device, mapping, false);
     }
     mapping->size = size;
-    return mapping->host != NULL ? VHOST_WHY_NONE : VHOST_WHY_RING_UNMAPPED;
+    if (mapping->host == NULL)
+        return VHOST_WHY_RING_UNMAPPED;
+    why = vhosti_check_place(device, mapping, write);
+    if (why != VHOST_WHY_NONE)
+        vhosti_unmap_part(device, mapping, false);
+    return why;
+}
+
+/* ---- mapping behind a vIOMMU: a ring part is made of pieces (I1, D33) ---- */
+
+struct vhosti_piece { /* of a ring part: contiguous as IOVA, in the guest and in the host */
+    int part;
+    bool unmapped; /* by the vIOMMU, since: not sent again unasked */
+    vhost_iotlb entry;
+};
+
+/* Whether a table has a piece, where it was. */
+static vhost_why vhosti_check_piece(const vhost_table *table, const struct vhosti_piece *piece)
+{
+    const vhost_iotlb *entry = &piece->entry;
+    const vhost_region *region = vhosti_find_region(table, entry->gpa);
+    uint64_t offset = region != NULL ? entry->gpa - region->gpa : 0;
+    if (region == NULL || entry->size > region->size - offset)
+        return VHOST_WHY_RING_UNMAPPED;
+    return (unsigned char *)region->host + offset == entry->host ? VHOST_WHY_NONE
+                                                                 : VHOST_WHY_RING_MOVED;
+}
+
+static bool vhosti_add_piece(vhost_device *device, vhost_queue *queue, int part,
+                             const vhost_iotlb *entry)
+{
+    struct vhosti_piece *pieces = (struct vhosti_piece *)vhosti_grow(
+        device->vm, queue->pieces, &queue->piece_capacity, queue->piece_count + 1, sizeof *pieces);
+    if (pieces == NULL)
+        return false;
+    pieces[queue->piece_count].part = part;
+    pieces[queue->piece_count].unmapped = false;
+    pieces[queue->piece_count].entry = *entry;
+    queue->pieces = pieces;
+    queue->piece_count++;
+    return true;
+}
+
+/* Whether a vIOMMU's answer makes sense: it comes from outside. */
+static bool vhosti_is_translation(const vhost_translation *found, uint64_t iova)
+{
+    uint64_t last = found->size - 1;
+    return found->size != 0 && found->iova + last >= found->iova &&
+           found->gpa + last >= found->gpa && iova >= found->iova && iova - found->iova <= last;
+}
+
+/* The part of an entry that leads to one region of the back-end's table, that of `iova` (I5). */
+static bool vhosti_cut_entry(const vhost_device *device, const vhost_translation *found,
+                             uint64_t iova, vhost_iotlb *entry)
+{
+    const vhost_table *table = &device->vm->tables[device->facts.profile]->table;
+    const vhost_region *region = vhosti_find_region(table, found->gpa + (iova - found->iova));
+    uint64_t skipped, offset;
+    if (region == NULL)
+        return false;
+    skipped = region->gpa > found->gpa ? region->gpa - found->gpa : 0;
+    offset = found->gpa + skipped - region->gpa;
+    memset(entry, 0, sizeof *entry);
+    entry->type = VHOST_TLB_MAP;
+    entry->permit = found->permit;
+    entry->iova = found->iova + skipped;
+    entry->gpa = found->gpa + skipped;
+    entry->host = (unsigned char *)region->host + offset;
+    entry->size = found->size - skipped;
+    if (entry->size > region->size - offset)
+        entry->size = region->size - offset;
+    return true;
+}
+
+static vhost_why vhosti_translate(vhost_device *device, uint64_t iova, bool write,
+                                  vhost_iotlb *entry)
+{
+    const vhost_memory_ops *memory = device->options.memory;
+    uint8_t wanted = write ? VHOST_PERMIT_WRITE : VHOST_PERMIT_READ;
+    vhost_translation found;
+    memset(&found, 0, sizeof found);
+    if (memory->translate(device, iova, write, &found, device->options.user) < 0 ||
+        !vhosti_is_translation(&found, iova) || (found.permit & wanted) == 0 ||
+        !vhosti_cut_entry(device, &found, iova, entry))
+        return VHOST_WHY_IOTLB_UNMAPPED;
+    return VHOST_WHY_NONE;
+}
+
+/* To the pages of a ring part: what else an entry leads to may be unplugged before the ring is. */
+static void vhosti_clip_entry(vhost_iotlb *entry, uint64_t address, uint64_t size)
+{
+    uint64_t first = address - address % VHOST_PAGE;
+    uint64_t last = (address + (size - 1)) | (VHOST_PAGE - 1);
+    if (entry->iova < first) {
+        uint64_t skipped = first - entry->iova;
+        entry->iova += skipped;
+        entry->gpa += skipped;
+        entry->host = (unsigned char *)entry->host + skipped;
+        entry->size -= skipped;
+    }
+    if (entry->size - 1 > last - entry->iova)
+        entry->size = last - entry->iova + 1;
+}
+
+static vhost_why vhosti_translate_part(vhost_device *device, vhost_queue *queue, int part,
+                                       bool write)
+{
+    vhost_mapping *mapping = &queue->rings.part[part];
+    uint64_t done = 0;
+    while (done < mapping->size) {
+        vhost_iotlb entry;
+        vhost_why why = vhosti_translate(device, mapping->address + done, write, &entry);
+        uint64_t inside;
+        if (why != VHOST_WHY_NONE)
+            return why;
+        vhosti_clip_entry(&entry, mapping->address, mapping->size);
+        if (!vhosti_add_piece(device, queue, part, &entry))
+            return VHOST_WHY_MEMORY;
+        inside = mapping->address + done - entry.iova;
+        if (done == 0) {
+            mapping->gpa = entry.gpa + inside;
+            mapping->host = (unsigned char *)entry.host + inside;
+        }
+        done += entry.size - inside;
+    }
+    return VHOST_WHY_NONE;
 }
 
 static void vhosti_unmap_ring(vhost_device *device, vhost_queue *queue, bool used)
 {
     int part;
+    queue->piece_count = 0;
     for (part = VHOSTI_PART_COUNT - 1; part >= 0; part--)
         vhosti_unmap_part(device, &queue->rings.part[part],
                           used && vhosti_is_written(device, part));
@@ -1980,11 +2431,15 @@ static int vhosti_map_ring(vhost_device *device, uint32_t index)
     vhosti_lay_out_ring(device, queue);
     for (part = 0; part < VHOSTI_PART_COUNT && code == 0; part++)
         code = vhosti_check_part(device, index, part);
+    queue->piece_count = 0;
     for (part = 0; part < VHOSTI_PART_COUNT && code == 0; part++) {
-        vhost_why why =
-            vhosti_map_part(device, &queue->rings.part[part], vhosti_is_written(device, part));
+        bool write = vhosti_is_written(device, part);
+        vhost_why why = device->behind_viommu
+                            ? vhosti_translate_part(device, queue, part, write)
+                            : vhosti_map_part(device, &queue->rings.part[part], write);
         if (why != VHOST_WHY_NONE)
-            code = vhosti_fail_part(device, -EFAULT, why, index, part);
+            code = vhosti_fail_part(device, why == VHOST_WHY_MEMORY ? -ENOMEM : -EFAULT, why, index,
+                                    part);
     }
     if (code < 0)
         vhosti_unmap_ring(device, queue, false);
@@ -1999,6 +2454,15 @@ static uint32_t vhosti_encode_position(const vhost_device *device, const vhost_p
     if (position->state == VHOST_POSITION_INITIAL)
         return packed ? VHOSTI_WRAP | (uint32_t)VHOSTI_WRAP << 16 : 0;
     return packed ? position->avail | (uint32_t)position->used << 16 : position->avail;
+}
+
+/* Whether an answer can be a position at all. */
+static bool vhosti_is_position(const vhost_device *device, const vhost_queue *queue)
+{
+    uint32_t value = queue->base.value, avail = value & 0x7fff, used = value >> 16 & 0x7fff;
+    if (vhosti_is_packed(device))
+        return avail < queue->size && used < queue->size;
+    return value <= UINT16_MAX;
 }
 
 static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
@@ -2033,18 +2497,25 @@ static int vhosti_call_fd(const vhost_queue *queue)
     return queue->masked ? queue->masked_event.signal_fd : queue->call_fd;
 }
 
-static int vhosti_send_endian(vhost_device *device, uint32_t i, bool big)
+/* Of a foreign ring, or of one that was foreign before and is native now. */
+static void vhosti_submit_endian(vhost_device *device, uint32_t i)
 {
     const vhost_backend_ops *ops = device->ops;
-    return ops->set_ring_endian != NULL ? ops->set_ring_endian(device->backend, i, big) : -ENOTSUP;
+    bool big = vhosti_is_foreign(device, &device->queues[i]) != vhosti_host_is_big();
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_ENDIAN, i, big,
+                  ops->set_ring_endian != NULL ? ops->set_ring_endian(device->backend, i, big)
+                                               : -ENOTSUP);
+    device->queues[i].swapped |= device->batch.error == 0;
 }
 
-static int vhosti_send_busy_loop(vhost_device *device, uint32_t i)
+static void vhosti_submit_busy_loop(vhost_device *device, uint32_t i)
 {
     const vhost_backend_ops *ops = device->ops;
     uint32_t us = device->queues[i].busy_loop_us;
-    return ops->set_ring_busy_loop != NULL ? ops->set_ring_busy_loop(device->backend, i, us)
-                                           : -ENOTSUP;
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_BUSY_LOOP, i, us,
+                  ops->set_ring_busy_loop != NULL ? ops->set_ring_busy_loop(device->backend, i, us)
+                                                  : -ENOTSUP);
+    device->queues[i].busy_looping |= device->batch.error == 0;
 }
 
 /* Call first and kick last: a kick is what makes some back-ends begin. */
@@ -2062,20 +2533,15 @@ static void vhosti_submit_ring(vhost_device *device, uint32_t i)
     VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_SIZE, i, queue->size,
                   ops->set_ring_size(backend, i, queue->size));
     VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_BASE, i, base, ops->set_ring_base(backend, i, base));
-    if (vhosti_is_foreign(device, queue) || queue->swapped) {
-        queue->swapped = true;
-        VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_ENDIAN, i, queue->big_endian,
-                      vhosti_send_endian(device, i, queue->big_endian));
-    }
+    if (vhosti_is_foreign(device, queue) || queue->swapped)
+        vhosti_submit_endian(device, i);
     VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_ADDRESSES, i, queue->used,
                   ops->set_ring_addresses(backend, i, &queue->rings));
-    if (queue->busy_loop_us != 0 || queue->busy_looping) {
-        queue->busy_looping = true;
-        VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_BUSY_LOOP, i, queue->busy_loop_us,
-                      vhosti_send_busy_loop(device, i));
-    }
+    if (queue->busy_loop_us != 0 || queue->busy_looping)
+        vhosti_submit_busy_loop(device, i);
     if (device->batch.error == 0) {
         queue->base.answered = false;
+        queue->misled = false;
         queue->started = true;
     }
     VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_KICK, i, kick, ops->set_ring_kick(backend, i, kick));
@@ -2100,13 +2566,48 @@ static void vhosti_submit_ring_stop(vhost_device *device, uint32_t i)
     VHOSTI_TRY(device, VHOST_OP_GET_RING_BASE, i, 0, ops->get_ring_base(backend, i, &queue->base));
 }
 
+/* What the back-end may have written to the ring is dirty, whatever it logged (V5, D33). */
+static void vhosti_mark_ring(const vhost_device *device, const vhost_queue *queue)
+{
+    const struct vhosti_log *log = device->vm->logs[device->facts.log_kind];
+    uint32_t i;
+    int part;
+    for (i = 0; i < queue->piece_count; i++)
+        if (vhosti_is_written(device, queue->pieces[i].part))
+            vhosti_log_mark(log, queue->pieces[i].entry.gpa, queue->pieces[i].entry.size);
+    for (part = 0; part < VHOSTI_PART_COUNT && !device->behind_viommu; part++)
+        if (vhosti_is_written(device, part))
+            vhosti_log_mark(log, queue->rings.part[part].gpa, queue->rings.part[part].size);
+}
+
+/* Whether all that sets up a ring was done before the start failed. */
+static bool vhosti_was_set_up(const vhosti_batch *batch, uint32_t i)
+{
+    return batch->op > VHOST_OP_SET_RING_KICK ||
+           (batch->op >= VHOST_OP_SET_RING_CALL && (int)i < batch->queue);
+}
+
+/* After a start that failed: a ring that was not reached is where it was. One that ran although
+   something before it was refused has a position that means nothing. */
+static void vhosti_judge_ring(vhost_device *device, uint32_t i)
+{
+    vhost_queue *queue = &device->queues[i];
+    if (vhosti_was_set_up(&device->batch, i))
+        return;
+    queue->started = queue->started && device->batch.later_done;
+    queue->misled = true;
+}
+
 /* After the fence, or the cut: takes the ring back. */
 static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
 {
-    if (queue->started && queue->base.answered)
+    bool answered = queue->base.answered && !queue->misled && vhosti_is_position(device, queue);
+    if (queue->started && answered)
         vhosti_take_answer(device, queue);
     else if (queue->started)
         vhosti_guess_position(device, queue);
+    if (queue->started && device->vm->logging)
+        vhosti_mark_ring(device, queue);
     vhosti_unmap_ring(device, queue, queue->started);
     queue->started = false;
 }
@@ -2181,13 +2682,129 @@ VHOST_DEF int vhost_queue_pending(vhost_device *device, uint32_t queue)
     return vhosti_test_event(device, &device->queues[queue].masked_event, (int)queue);
 }
 
+/* The notifier is looked at after the switch: no call can come between the two. */
 VHOST_DEF int vhost_queue_unmask(vhost_device *device, uint32_t queue)
 {
     int code = vhosti_check_call(device, queue, "unmask");
     if (code == 0)
         code = vhosti_route_calls(device, queue, false);
-    return code < 0 ? code
-                    : vhost_queue_pending(device, queue); /* after the switch: none is lost */
+    if (code < 0)
+        return code;
+    code = vhost_queue_pending(device, queue);
+    if (code < 0)
+        device->queues[queue].masked = true;
+    return code;
+}
+
+/* >>iotlb -------------------------------------------------------------------------------------- */
+
+static void vhosti_submit_entry(vhost_device *device, const vhost_iotlb *entry)
+{
+    VHOSTI_SUBMIT(device, VHOST_OP_IOTLB_SEND, -1, entry->iova,
+                  device->ops->iotlb_send(device->backend, entry));
+}
+
+/* A back-end checks that it can reach a ring before it runs it, so its pieces go first. */
+static void vhosti_submit_pieces(vhost_device *device, const vhost_queue *queue)
+{
+    uint32_t i;
+    for (i = 0; i < queue->piece_count; i++)
+        if (!queue->pieces[i].unmapped)
+            vhosti_submit_entry(device, &queue->pieces[i].entry);
+}
+
+static void vhosti_submit_forget(vhost_device *device, uint64_t iova, uint64_t size)
+{
+    vhost_iotlb entry;
+    memset(&entry, 0, sizeof entry);
+    entry.type = VHOST_TLB_UNMAP;
+    entry.iova = iova;
+    entry.size = size;
+    vhosti_submit_entry(device, &entry);
+}
+
+/* All entries are forgotten, and those of rings renewed: at start, when memory went away that
+   entries may lead to, and when features were sent (vhost-net then has an empty IOTLB). */
+static void vhosti_submit_iotlb_anew(vhost_device *device)
+{
+    uint32_t i;
+    if (!device->behind_viommu)
+        return;
+    vhosti_submit_forget(device, 0, UINT64_MAX);
+    for (i = 0; i < device->queue_count; i++)
+        vhosti_submit_pieces(device, &device->queues[i]);
+}
+
+static int vhosti_watch(vhost_device *device, bool on)
+{
+    const vhost_memory_ops *memory = device->options.memory;
+    return memory->watch != NULL ? memory->watch(device, on, device->options.user) : 0;
+}
+
+/* Turns the vIOMMU on for this start, if the driver wants it and the back-end can (I1, I2). */
+static int vhosti_begin_viommu(vhost_device *device)
+{
+    vhost_features sent = vhosti_sent_features(device);
+    int code;
+    if (!vhosti_has_viommu(device) || !vhosti_has(device, VHOST_FEATURE_ACCESS_PLATFORM))
+        return 0;
+    if (device->ops->iotlb_send == NULL ||
+        !vhost_features_test(&sent, VHOST_FEATURE_ACCESS_PLATFORM))
+        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_IOTLB_UNSUPPORTED, VHOST_OP_NONE, -1,
+                           "and the driver accepted ACCESS_PLATFORM");
+    device->behind_viommu = true;
+    code = vhosti_watch(device, true);
+    if (code >= 0)
+        return 0;
+    device->behind_viommu = false;
+    return VHOSTI_FAIL(device, code, VHOST_WHY_IOTLB_UNSUPPORTED, VHOST_OP_NONE, -1,
+                       "watch, errno %d", -code);
+}
+
+static void vhosti_end_viommu(vhost_device *device)
+{
+    if (device->behind_viommu)
+        (void)vhosti_watch(device, false);
+    device->behind_viommu = false;
+}
+
+static int vhosti_check_message(vhost_device *device, const vhost_iotlb *message)
+{
+    if (device->state != VHOST_STATE_RUNNING)
+        return vhosti_wrong_state(device, "IOTLB message");
+    if (device->behind_viommu && message->type == VHOST_TLB_MISS)
+        return 0;
+    return VHOSTI_FAIL(device, message->type == VHOST_TLB_FAIL ? -ENOTSUP : -EINVAL,
+                       VHOST_WHY_IOTLB_MESSAGE, VHOST_OP_NONE, -1, "type %d for 0x%llx",
+                       (int)message->type, (vhosti_ull)message->iova);
+}
+
+static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
+{
+    bool write = message->permit != VHOST_PERMIT_READ;
+    vhost_iotlb entry;
+    vhost_why why = vhosti_translate(device, message->iova, write, &entry);
+    if (why != VHOST_WHY_NONE)
+        return VHOSTI_FAIL(device, -EFAULT, why, VHOST_OP_NONE, -1, "0x%llx, to %s it",
+                           (vhosti_ull)message->iova, write ? "write" : "read");
+    vhosti_begin(device);
+    vhosti_submit_entry(device, &entry);
+    return vhosti_fence(device) < 0 ? vhosti_report_batch(device) : 0;
+}
+
+VHOST_DEF int vhost_iotlb_message(vhost_device *device, const vhost_iotlb *message)
+{
+    int code = vhosti_check_message(device, message);
+    vhost_trace trace;
+    if (code < 0)
+        return code;
+    code = vhosti_answer_miss(device, message);
+    trace = vhosti_make_trace(VHOST_TRACE_MISS, device);
+    trace.gpa = message->iova;
+    trace.value = message->permit;
+    trace.result = code;
+    vhosti_trace(device->vm, &trace);
+    return code;
 }
 
 /* >>device ------------------------------------------------------------------------------------ */
@@ -2263,20 +2880,28 @@ static void vhosti_drop_unused_tables(vhost_vm *vm)
 static int vhosti_check_facts(vhost_device *device)
 {
     const vhost_facts *facts = &device->facts;
-    if ((unsigned)facts->profile >= VHOST_PROFILE_COUNT)
+    if ((unsigned)facts->profile >= VHOST_PROFILE_COUNT ||
+        (unsigned)facts->log_kind >= VHOST_DIRTY_KIND_COUNT)
         return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, VHOST_OP_OPEN, -1,
-                           "memory table of kind %d", (int)facts->profile);
+                           "memory table of kind %d, log of kind %d", (int)facts->profile,
+                           (int)facts->log_kind);
     if (facts->max_queues != 0 && device->queue_count > facts->max_queues)
         return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_TOO_MANY_QUEUES, VHOST_OP_OPEN, -1,
                            "%lu, and it has %lu", (unsigned long)device->queue_count,
                            (unsigned long)facts->max_queues);
+    if (device->vm->logging && vhosti_log_obstacle(device) != VHOST_WHY_NONE)
+        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_LOG_UNSUPPORTED, VHOST_OP_OPEN, -1,
+                           "and the VM logs");
+    if (device->vm->logging && !vhosti_need_log(device->vm, facts->log_kind))
+        return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_LOG_MEMORY, VHOST_OP_OPEN, -1, "init");
     return vhosti_need_table(device);
 }
 
 static void vhosti_close(vhost_device *device)
 {
-    if (device->ops->close != NULL)
+    if (device->opened && device->ops->close != NULL)
         device->ops->close(device->backend);
+    device->opened = false;
 }
 
 /* Opens the back-end, at init and again after a break. On failure it is closed. */
@@ -2289,6 +2914,7 @@ static int vhosti_open(vhost_device *device)
     if (code < 0)
         return VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_OPEN, -1, "open, errno %d",
                            -code);
+    device->opened = true;
     device->facts = facts;
     code = vhosti_check_facts(device);
     if (code == 0)
@@ -2305,9 +2931,6 @@ static int vhosti_check_init(vhost_device *device)
                            "init while the VM has a transaction open");
     if (device->queues == NULL || device->queue_count == 0)
         return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_ARGUMENT, VHOST_OP_NONE, -1, "no queues");
-    if (device->options.memory != NULL && device->options.memory->translate != NULL)
-        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_IOTLB_UNSUPPORTED, VHOST_OP_NONE, -1,
-                           "not in this version");
     return vhosti_check_ops(device, device->ops);
 }
 
@@ -2317,6 +2940,8 @@ static void vhosti_adopt_queue(vhost_queue *queue)
     memset(&queue->rings, 0, sizeof queue->rings);
     queue->started = queue->masked = queue->swapped = queue->busy_looping = false;
     queue->base.answered = false;
+    queue->pieces = NULL;
+    queue->piece_count = queue->piece_capacity = 0;
     queue->masked_event.wait_fd = queue->masked_event.signal_fd = -1;
     queue->error_event.wait_fd = queue->error_event.signal_fd = -1;
 }
@@ -2370,6 +2995,16 @@ VHOST_DEF int vhost_device_init(vhost_device *device, vhost_vm *vm, const vhost_
     return code;
 }
 
+static void vhosti_free_pieces(vhost_device *device)
+{
+    uint32_t i;
+    for (i = 0; i < device->queue_count; i++) {
+        vhosti_free(device->vm, device->queues[i].pieces);
+        device->queues[i].pieces = NULL;
+        device->queues[i].piece_capacity = 0;
+    }
+}
+
 VHOST_DEF void vhost_device_cleanup(vhost_device *device)
 {
     if (device->state == VHOST_STATE_CLOSED)
@@ -2377,10 +3012,19 @@ VHOST_DEF void vhost_device_cleanup(vhost_device *device)
     (void)vhost_device_stop(device);
     vhosti_close(device);
     vhosti_discard_events(device);
+    vhosti_free_pieces(device);
     vhosti_unlink(device);
     vhosti_drop_table(device->vm, &device->table);
+    vhosti_drop_log(device->vm, &device->log);
     vhosti_drop_unused_tables(device->vm);
     vhosti_enter(device, VHOST_STATE_CLOSED);
+}
+
+VHOST_DEF const vhost_table *vhost_device_table(const vhost_device *device)
+{
+    if (device->state == VHOST_STATE_CLOSED)
+        return NULL;
+    return &device->vm->tables[device->facts.profile]->table;
 }
 
 /* ---- start, stop (S1 to S7) ---- */
@@ -2403,6 +3047,7 @@ static void vhosti_take_rings_back(vhost_device *device)
     uint32_t i;
     for (i = 0; i < device->queue_count; i++)
         vhosti_take_ring_back(device, &device->queues[i]);
+    vhosti_end_viommu(device);
 }
 
 static void vhosti_hold_table(vhost_device *device, struct vhosti_table *table)
@@ -2412,56 +3057,83 @@ static void vhosti_hold_table(vhost_device *device, struct vhosti_table *table)
     device->table = held;
 }
 
-static void vhosti_submit_table(vhost_device *device, struct vhosti_table *to)
+static void vhosti_hold_log(vhost_device *device, struct vhosti_log *log)
+{
+    struct vhosti_log *held = vhosti_keep_log(log);
+    vhosti_drop_log(device->vm, &device->log);
+    device->log = held;
+}
+
+static void vhosti_submit_log(vhost_device *device, struct vhosti_log *log)
+{
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_LOG, -1, log->memory.size,
+                  device->ops->set_log(device->backend, &log->memory));
+}
+
+/* Returns whether the back-end loses memory by it. */
+static bool vhosti_submit_table(vhost_device *device, struct vhosti_table *to)
 {
     vhost_table_change change = vhosti_find_change(device->vm, device->table, to);
     VHOSTI_SUBMIT(device, VHOST_OP_SET_TABLE, -1, to->table.count,
                   device->ops->set_table(device->backend, &change));
+    return change.removed_count > 0;
 }
 
-static void vhosti_submit_config_call(vhost_device *device, int fd)
+static void vhosti_submit_config_call(vhost_device *device)
 {
-    if (device->ops->set_config_call != NULL)
-        VHOSTI_TRY(device, VHOST_OP_SET_CONFIG_CALL, -1, fd,
-                   device->ops->set_config_call(device->backend, fd));
+    int fd = device->config_event.signal_fd;
+    if (device->ops->set_config_call == NULL)
+        return;
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_CONFIG_CALL, -1, fd,
+                  device->ops->set_config_call(device->backend, fd));
+    device->told_config_call = device->batch.error == 0;
 }
 
-static void vhosti_submit_running(vhost_device *device, bool on)
+static void vhosti_submit_running(vhost_device *device)
 {
-    if (device->ops->set_running != NULL)
-        VHOSTI_TRY(device, VHOST_OP_SET_RUNNING, -1, on,
-                   device->ops->set_running(device->backend, on));
+    if (device->ops->set_running == NULL)
+        return;
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RUNNING, -1, true,
+                  device->ops->set_running(device->backend, true));
+    device->told_running = device->batch.error == 0;
 }
 
-/* Features fix how all the rest is read; rings need the table; nothing runs before all is there. */
+/* Features fix how all the rest is read; rings need the table, and a log before they are written;
+   nothing runs before all is there. */
 static void vhosti_submit_start(vhost_device *device)
 {
     vhost_features sent = vhosti_sent_features(device);
     uint32_t i;
     VHOSTI_SUBMIT(device, VHOST_OP_SET_FEATURES, -1, sent.word[0],
                   device->ops->set_features(device->backend, &sent));
-    vhosti_submit_table(device, device->vm->tables[device->facts.profile]);
+    (void)vhosti_submit_table(device, device->vm->tables[device->facts.profile]);
+    if (device->vm->logging)
+        vhosti_submit_log(device, device->vm->logs[device->facts.log_kind]);
+    vhosti_submit_iotlb_anew(device);
     for (i = 0; i < device->queue_count; i++)
         if (device->queues[i].ready)
             vhosti_submit_ring(device, i);
-    if (device->batch.error == 0)
-        vhosti_submit_config_call(device, device->config_event.signal_fd);
+    vhosti_submit_config_call(device);
     for (i = 0; i < device->queue_count; i++)
         if (device->queues[i].ready)
             vhosti_submit_enable(device, i);
-    if (device->batch.error == 0)
-        vhosti_submit_running(device, true);
+    vhosti_submit_running(device);
 }
 
-/* Start backwards, and whatever fails: all is tried. */
+/* Start backwards, as far as it came; whatever fails, all is tried. */
 static void vhosti_submit_stop(vhost_device *device)
 {
     uint32_t i;
-    vhosti_submit_running(device, false);
+    if (device->told_running)
+        VHOSTI_TRY(device, VHOST_OP_SET_RUNNING, -1, false,
+                   device->ops->set_running(device->backend, false));
     for (i = device->queue_count; i-- > 0;)
         if (device->queues[i].started)
             vhosti_submit_ring_stop(device, i);
-    vhosti_submit_config_call(device, -1);
+    if (device->told_config_call)
+        VHOSTI_TRY(device, VHOST_OP_SET_CONFIG_CALL, -1, -1,
+                   device->ops->set_config_call(device->backend, -1));
+    device->told_running = device->told_config_call = false;
 }
 
 /* The end of every device that cannot be trusted to have stopped. */
@@ -2471,6 +3143,7 @@ static void vhosti_sever(vhost_device *device, int code)
     VHOSTI_TRY(device, VHOST_OP_SEVER, -1, 0, 0);
     vhosti_take_rings_back(device);
     vhosti_drop_table(device->vm, &device->table);
+    vhosti_drop_log(device->vm, &device->log);
     device->broken_by = code;
     vhosti_enter(device, VHOST_STATE_BROKEN);
     if (device->options.on_broken != NULL)
@@ -2487,10 +3160,40 @@ static int vhosti_break(vhost_device *device, int code)
     return code;
 }
 
+static void vhosti_unmap_pieces(vhost_queue *queue, uint64_t iova, uint64_t last)
+{
+    uint32_t i;
+    for (i = 0; i < queue->piece_count; i++) {
+        const vhost_iotlb *entry = &queue->pieces[i].entry;
+        if (entry->iova <= last && entry->iova + (entry->size - 1) >= iova)
+            queue->pieces[i].unmapped = true;
+    }
+}
+
+VHOST_DEF int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_t size)
+{
+    uint32_t i;
+    if (device->state != VHOST_STATE_RUNNING || !device->behind_viommu)
+        return 0;
+    if (size == 0 || iova + (size - 1) < iova)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_ARGUMENT, VHOST_OP_NONE, -1,
+                           "unmapped 0x%llx+0x%llx", (vhosti_ull)iova, (vhosti_ull)size);
+    for (i = 0; i < device->queue_count; i++)
+        vhosti_unmap_pieces(&device->queues[i], iova, iova + (size - 1));
+    vhosti_begin(device);
+    vhosti_submit_forget(device, iova, size);
+    if (vhosti_fence(device) < 0)
+        return vhosti_break(device, vhosti_report_batch(device));
+    return 0;
+}
+
 /* Of a start that failed: says why, and undoes it. */
 static int vhosti_undo_start(vhost_device *device)
 {
     int code = vhosti_report_batch(device);
+    uint32_t i;
+    for (i = 0; i < device->queue_count; i++)
+        vhosti_judge_ring(device, i);
     if (device->batch.op <= VHOST_OP_SET_TABLE) /* whatever it has now */
         vhosti_drop_table(device->vm, &device->table);
     else
@@ -2513,14 +3216,20 @@ VHOST_DEF int vhost_device_start(vhost_device *device)
     table = device->vm->tables[device->facts.profile];
     if (!vhosti_reserve_difference(device->vm, device->table, table))
         return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_MEMORY, VHOST_OP_NONE, -1, "memory table");
-    code = vhosti_map_rings(device);
+    code = vhosti_begin_viommu(device);
     if (code < 0)
         return code;
+    code = vhosti_map_rings(device);
+    if (code < 0) {
+        vhosti_end_viommu(device);
+        return code;
+    }
     vhosti_begin(device);
     vhosti_submit_start(device);
     if (vhosti_fence(device) < 0)
         return vhosti_undo_start(device);
     vhosti_hold_table(device, table);
+    vhosti_hold_log(device, device->vm->logs[device->facts.log_kind]);
     vhosti_enter(device, VHOST_STATE_RUNNING);
     return 0;
 }
@@ -2582,10 +3291,12 @@ VHOST_DEF int vhost_queue_start(vhost_device *device, uint32_t queue)
     if (code < 0)
         return code;
     vhosti_begin(device);
+    vhosti_submit_pieces(device, &device->queues[queue]);
     vhosti_submit_ring(device, queue);
     vhosti_submit_enable(device, queue);
     if (vhosti_fence(device) == 0)
         return 0;
+    vhosti_judge_ring(device, queue);
     return vhosti_stop_ring(device, queue, vhosti_report_batch(device));
 }
 
@@ -2600,10 +3311,12 @@ VHOST_DEF int vhost_queue_stop(vhost_device *device, uint32_t queue)
 /* D19: nothing of a former life of the guest is left in a queue. */
 static void vhosti_reset_queue(vhost_device *device, vhost_queue *queue)
 {
+    const vhost_event_ops *events = device->vm->options.events;
     queue->ready = false;
     queue->desc = queue->avail = queue->used = 0;
     memset(&queue->position, 0, sizeof queue->position);
-    (void)vhosti_test_event(device, &queue->masked_event, -1);
+    if (queue->masked_event.wait_fd >= 0)
+        (void)events->test_and_clear(&queue->masked_event, device->vm->options.user);
 }
 
 static int vhosti_reset_backend(vhost_device *device)
@@ -2624,10 +3337,12 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
     int code;
     if (device->state != VHOST_STATE_STOPPED && device->state != VHOST_STATE_BROKEN)
         return vhosti_wrong_state(device, "reset");
-    if (device->state == VHOST_STATE_BROKEN)
+    if (device->state == VHOST_STATE_BROKEN) {
+        vhosti_close(device);
         code = vhosti_open(device);
-    else
+    } else {
         code = vhosti_reset_backend(device);
+    }
     if (code < 0)
         return code;
     memset(&device->acked, 0, sizeof device->acked);
@@ -2639,12 +3354,14 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
 
 /* ---- config space (X1) ---- */
 
-static int vhosti_check_config(vhost_device *device, bool supported, uint32_t offset, uint32_t size)
+static int vhosti_check_config(vhost_device *device, vhost_op op, uint32_t offset, uint32_t size)
 {
+    const vhost_backend_ops *ops = device->ops;
     if (device->state != VHOST_STATE_STOPPED && device->state != VHOST_STATE_RUNNING)
-        return vhosti_wrong_state(device, "config");
-    if (!supported)
-        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, VHOST_OP_NONE, -1, "config");
+        return vhosti_wrong_state(device, vhost_op_name(op));
+    if (op == VHOST_OP_GET_CONFIG ? ops->get_config == NULL : ops->set_config == NULL)
+        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, op, -1, "%s",
+                           vhost_op_name(op));
     if (size == 0 || offset + size < size)
         return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_ARGUMENT, VHOST_OP_NONE, -1,
                            "config bytes %lu+%lu", (unsigned long)offset, (unsigned long)size);
@@ -2654,7 +3371,7 @@ static int vhosti_check_config(vhost_device *device, bool supported, uint32_t of
 VHOST_DEF int vhost_device_get_config(vhost_device *device, uint32_t offset, void *bytes,
                                       uint32_t size)
 {
-    int code = vhosti_check_config(device, device->ops->get_config != NULL, offset, size);
+    int code = vhosti_check_config(device, VHOST_OP_GET_CONFIG, offset, size);
     if (code < 0)
         return code;
     vhosti_begin(device);
@@ -2666,7 +3383,7 @@ VHOST_DEF int vhost_device_get_config(vhost_device *device, uint32_t offset, voi
 VHOST_DEF int vhost_device_set_config(vhost_device *device, uint32_t offset, const void *bytes,
                                       uint32_t size)
 {
-    int code = vhosti_check_config(device, device->ops->set_config != NULL, offset, size);
+    int code = vhosti_check_config(device, VHOST_OP_SET_CONFIG, offset, size);
     if (code < 0)
         return code;
     vhosti_begin(device);
@@ -2691,8 +3408,10 @@ VHOST_DEF uint32_t vhost_device_poll_fds(const vhost_device *device, int *fds, u
     uint32_t i, count = 0;
     if (device->state == VHOST_STATE_CLOSED)
         return 0;
-    if (device->state != VHOST_STATE_BROKEN && device->ops->poll_fds != NULL)
-        count = (uint32_t)device->ops->poll_fds(device->backend, fds, capacity);
+    if (device->state != VHOST_STATE_BROKEN && device->ops->poll_fds != NULL) {
+        int backend = device->ops->poll_fds(device->backend, fds, capacity);
+        count = backend > 0 ? (uint32_t)backend : 0;
+    }
     for (i = 0; i < device->queue_count; i++)
         vhosti_put_fd(device->queues[i].error_event.wait_fd, fds, capacity, &count);
     vhosti_put_fd(device->config_event.wait_fd, fds, capacity, &count);
@@ -2723,21 +3442,24 @@ static int vhosti_process_queue(vhost_device *device, uint32_t i)
     return 0;
 }
 
+static int vhosti_process_config(vhost_device *device)
+{
+    int code = vhosti_test_event(device, &device->config_event, -1);
+    if (code > 0 && device->options.on_config != NULL)
+        device->options.on_config(device, device->options.user);
+    return code < 0 ? code : 0;
+}
+
 VHOST_DEF int vhost_device_process(vhost_device *device)
 {
     uint32_t i;
-    int first, code;
+    int code;
     if (device->state == VHOST_STATE_CLOSED)
         return 0;
-    first = vhosti_process_backend(device);
-    for (i = 0; i < device->queue_count; i++) {
+    code = vhosti_process_backend(device);
+    for (i = 0; i < device->queue_count && code == 0; i++)
         code = vhosti_process_queue(device, i);
-        first = first < 0 ? first : code;
-    }
-    code = vhosti_test_event(device, &device->config_event, -1);
-    if (code > 0 && device->options.on_config != NULL)
-        device->options.on_config(device, device->options.user);
-    return first < 0 || code > 0 ? first : code;
+    return code < 0 ? code : vhosti_process_config(device);
 }
 
 /* >>commit ------------------------------------------------------------------------------------ */
@@ -2749,6 +3471,8 @@ VHOST_DEF int vhost_vm_init(vhost_vm *vm, const vhost_vm_options *options)
         vm->options = *options;
     if (vm->options.allocate == NULL)
         vm->options.allocate = vhosti_default_allocate;
+    if (vm->options.log == NULL)
+        vm->options.log = &vhosti_default_log;
 #if !defined(VHOST_NO_POSIX)
     if (vm->options.events == NULL)
         vm->options.events = &vhosti_posix_events;
@@ -2768,6 +3492,8 @@ VHOST_DEF int vhost_vm_cleanup(vhost_vm *vm)
         vhosti_free(vm, vm->maps[i].spans);
         memset(&vm->maps[i], 0, sizeof vm->maps[i]);
     }
+    vhosti_drop_logs(vm);
+    vm->logging = false;
     vhosti_free(vm, vm->difference);
     vm->difference = NULL;
     vm->difference_capacity = 0;
@@ -2776,6 +3502,11 @@ VHOST_DEF int vhost_vm_cleanup(vhost_vm *vm)
 }
 
 /* ---- before any back-end is told: whatever may fail ---- */
+
+typedef struct vhosti_commit { /* what will be in force; NULL: not in use */
+    struct vhosti_table *tables[VHOST_PROFILE_COUNT];
+    struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT];
+} vhosti_commit;
 
 static int vhosti_check_table(vhost_device *device, const struct vhosti_table *fresh)
 {
@@ -2790,97 +3521,175 @@ static int vhosti_check_table(vhost_device *device, const struct vhosti_table *f
 }
 
 /* A table for each profile in use, the old one where nothing changes for it. */
-static int vhosti_build_tables(vhost_vm *vm, struct vhosti_table **fresh)
+static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
 {
     int profile;
     for (profile = 0; profile < VHOST_PROFILE_COUNT; profile++) {
-        struct vhosti_table *old = vm->tables[profile];
+        struct vhosti_table *old = vm->tables[profile], *built;
         if (old == NULL)
             continue;
-        fresh[profile] = vhosti_build_table(vm, vhosti_scratch(vm));
-        if (fresh[profile] == NULL)
+        built = vhosti_build_table(vm, vhosti_scratch(vm));
+        if (built == NULL)
             return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_MEMORY, "a table of %lu regions",
                                   (unsigned long)vhosti_scratch(vm)->count);
-        if (vhosti_same_table(&old->table, &fresh[profile]->table)) {
-            vhosti_drop_table(vm, &fresh[profile]);
-            fresh[profile] = vhosti_keep_table(old);
+        if (vhosti_same_table(&old->table, &built->table)) {
+            vhosti_drop_table(vm, &built);
+            built = vhosti_keep_table(old);
         }
+        commit->tables[profile] = built;
     }
     return 0;
 }
 
-static int vhosti_prepare_commit(vhost_vm *vm, struct vhosti_table **fresh)
+/* A log of the right size for each kind in use, the old one where it fits. */
+static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
+{
+    uint64_t need = vhosti_log_size(vhosti_scratch(vm));
+    int kind;
+    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++) {
+        struct vhosti_log *old = vm->logs[kind];
+        uint64_t size = old != NULL ? vhosti_log_resized(old->memory.size, need) : 0;
+        if (old == NULL)
+            continue;
+        commit->logs[kind] = size == old->memory.size
+                                 ? vhosti_keep_log(old)
+                                 : vhosti_make_log(vm, (vhost_log_kind)kind, size);
+        if (commit->logs[kind] == NULL)
+            return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_LOG_MEMORY, "0x%llx bytes",
+                                  (vhosti_ull)size);
+    }
+    return 0;
+}
+
+static void vhosti_drop_commit(vhost_vm *vm, vhosti_commit *commit)
+{
+    int i;
+    for (i = 0; i < VHOST_PROFILE_COUNT; i++)
+        vhosti_drop_table(vm, &commit->tables[i]);
+    for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++)
+        vhosti_drop_log(vm, &commit->logs[i]);
+}
+
+static int vhosti_prepare_commit(vhost_vm *vm, vhosti_commit *commit)
 {
     vhost_device *device;
-    int profile, code = vhosti_build_spans(vm, vhosti_scratch(vm));
+    int code = vhosti_build_spans(vm, vhosti_scratch(vm));
     if (code == 0)
-        code = vhosti_build_tables(vm, fresh);
+        code = vhosti_build_tables(vm, commit);
+    if (code == 0)
+        code = vhosti_build_logs(vm, commit);
     for (device = vm->devices; device != NULL && code == 0; device = device->next)
-        code = vhosti_check_table(device, fresh[device->facts.profile]);
-    for (profile = 0; profile < VHOST_PROFILE_COUNT && code < 0; profile++)
-        vhosti_drop_table(vm, &fresh[profile]);
+        code = vhosti_check_table(device, commit->tables[device->facts.profile]);
+    if (code < 0)
+        vhosti_drop_commit(vm, commit);
     return code;
 }
 
 /* ---- from here on nothing fails but devices (decision 2) ---- */
 
-static vhost_why vhosti_check_part_stays(vhost_device *device, const vhost_mapping *mapping,
-                                         bool write)
+/* Whether all parts of a running ring are where they were; reports the first that is not. */
+static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const vhost_table *table)
 {
-    void *host = NULL;
-    vhost_why why = vhosti_look_up_part(device, mapping->gpa, mapping->size, write, &host);
-    return why == VHOST_WHY_NONE && host != mapping->host ? VHOST_WHY_RING_MOVED : why;
-}
-
-/* Whether every running ring is where it was (R1, R2, D1, D2); reports the first that is not. */
-static int vhosti_check_rings_stay(vhost_device *device)
-{
+    const vhost_queue *queue = &device->queues[index];
+    vhost_why why = VHOST_WHY_NONE;
     uint32_t i;
-    int part;
-    for (i = 0; i < device->queue_count; i++) {
-        const vhost_queue *queue = &device->queues[i];
-        for (part = 0; queue->started && part < VHOSTI_PART_COUNT; part++) {
-            vhost_why why = vhosti_check_part_stays(device, &queue->rings.part[part],
-                                                    vhosti_is_written(device, part));
-            if (why != VHOST_WHY_NONE)
-                return vhosti_fail_part(device, -EFAULT, why, i, part);
-        }
+    int part = 0;
+    for (i = 0; i < queue->piece_count && why == VHOST_WHY_NONE; i++) {
+        part = queue->pieces[i].part;
+        why = vhosti_check_piece(table, &queue->pieces[i]);
+    }
+    if (why != VHOST_WHY_NONE)
+        return vhosti_fail_part(device, -EFAULT, why, index, part);
+    for (part = 0; part < VHOSTI_PART_COUNT && !device->behind_viommu; part++) {
+        why = vhosti_check_place(device, &queue->rings.part[part], vhosti_is_written(device, part));
+        if (why != VHOST_WHY_NONE)
+            return vhosti_fail_part(device, -EFAULT, why, index, part);
     }
     return 0;
 }
 
-static void vhosti_submit_commit(vhost_device *device, struct vhosti_table *fresh)
+/* R1, R2, D1, D2 */
+static int vhosti_check_rings_stay(vhost_device *device, const vhost_table *table)
 {
-    vhosti_begin(device);
-    device->doomed = vhosti_check_rings_stay(device) < 0;
-    if (device->doomed)
-        vhosti_submit_stop(device);
-    else if (device->table != fresh)
-        vhosti_submit_table(device, fresh);
+    uint32_t i;
+    int code = 0;
+    for (i = 0; i < device->queue_count && code == 0; i++)
+        if (device->queues[i].started)
+            code = vhosti_check_ring_stays(device, i, table);
+    return code;
 }
 
-static void vhosti_finish_commit(vhost_device *device, struct vhosti_table *fresh)
+/* At each instant the log covers every region that the back-end has: it grows before the table does
+   and shrinks after it (C6). */
+static void vhosti_submit_change(vhost_device *device, const vhosti_commit *commit)
+{
+    struct vhosti_table *table = commit->tables[device->facts.profile];
+    struct vhosti_log *log = commit->logs[device->facts.log_kind];
+    struct vhosti_log *old = device->vm->logs[device->facts.log_kind];
+    bool grows = log != old && log->memory.size > old->memory.size;
+    bool shrinks = log != old && log->memory.size < old->memory.size;
+    bool loses = false;
+    if (grows)
+        vhosti_submit_log(device, log);
+    if (device->table != table)
+        loses = vhosti_submit_table(device, table);
+    if (loses)
+        vhosti_submit_iotlb_anew(device);
+    if (shrinks)
+        vhosti_submit_log(device, log);
+}
+
+static void vhosti_submit_commit(vhost_device *device, const vhosti_commit *commit)
+{
+    const struct vhosti_table *table = commit->tables[device->facts.profile];
+    vhosti_begin(device);
+    device->doomed = vhosti_check_rings_stay(device, &table->table) < 0;
+    if (device->doomed)
+        vhosti_submit_stop(device);
+    else
+        vhosti_submit_change(device, commit);
+}
+
+static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *commit)
 {
     int code = vhosti_fence(device);
-    if (device->doomed)
+    if (device->doomed) {
         vhosti_sever(device, device->last_error.code);
-    else if (code < 0)
+    } else if (code < 0) {
         (void)vhosti_break(device, vhosti_report_batch(device));
-    else
-        vhosti_hold_table(device, fresh);
+    } else {
+        vhosti_hold_table(device, commit->tables[device->facts.profile]);
+        vhosti_hold_log(device, commit->logs[device->facts.log_kind]);
+    }
     device->doomed = false;
 }
 
 /* Submits to all before it waits for any, so that waits do not add up. */
-static void vhosti_tell_devices(vhost_vm *vm, struct vhosti_table **fresh)
+static void vhosti_tell_devices(vhost_vm *vm, const vhosti_commit *commit)
 {
     vhost_device *device;
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->state == VHOST_STATE_RUNNING)
-            vhosti_submit_commit(device, fresh[device->facts.profile]);
+            vhosti_submit_commit(device, commit);
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->state == VHOST_STATE_RUNNING)
-            vhosti_finish_commit(device, fresh[device->facts.profile]);
+            vhosti_finish_commit(device, commit);
+}
+
+/* No back-end writes to an old log any more: what is left in it goes on in the new one (L3). */
+static void vhosti_enforce_commit(vhost_vm *vm, vhosti_commit *commit)
+{
+    int i;
+    for (i = 0; i < VHOST_PROFILE_COUNT; i++) {
+        vhosti_drop_table(vm, &vm->tables[i]);
+        vm->tables[i] = commit->tables[i];
+    }
+    for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++) {
+        if (vm->logs[i] != commit->logs[i])
+            vhosti_log_add(commit->logs[i], vm->logs[i]);
+        vhosti_drop_log(vm, &vm->logs[i]);
+        vm->logs[i] = commit->logs[i];
+    }
 }
 
 static void vhosti_trace_commit(vhost_vm *vm, bool changed)
@@ -2893,9 +3702,9 @@ static void vhosti_trace_commit(vhost_vm *vm, bool changed)
 
 VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
 {
-    struct vhosti_table *fresh[VHOST_PROFILE_COUNT] = {NULL};
+    vhosti_commit commit;
     bool changed;
-    int profile, code;
+    int code;
     if (!vm->in_transaction)
         return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "no transaction is open");
     vm->in_transaction = false;
@@ -2903,17 +3712,335 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_LOST, "commit refused");
     changed = !vhosti_same_sections(vhosti_current(vm), vhosti_scratch(vm));
     if (changed) {
-        code = vhosti_prepare_commit(vm, fresh);
+        memset(&commit, 0, sizeof commit);
+        code = vhosti_prepare_commit(vm, &commit);
         if (code < 0)
             return code;
         vm->current = !vm->current;
-        vhosti_tell_devices(vm, fresh);
-        for (profile = 0; profile < VHOST_PROFILE_COUNT; profile++) {
-            vhosti_drop_table(vm, &vm->tables[profile]);
-            vm->tables[profile] = fresh[profile];
-        }
+        vhosti_tell_devices(vm, &commit);
+        vhosti_enforce_commit(vm, &commit);
     }
     vhosti_trace_commit(vm, changed);
+    return 0;
+}
+
+/* >>sync -------------------------------------------------------------------------------------- */
+
+/* ---- logging on and off, on all devices or on none (G1 to G6) ---- */
+
+static bool vhosti_need_logs(vhost_vm *vm)
+{
+    const vhost_device *device;
+    bool made = true;
+    for (device = vm->devices; device != NULL && made; device = device->next)
+        made = vhosti_need_log(vm, device->facts.log_kind);
+    return made;
+}
+
+/* The base exists before anything is logged to it (G2). */
+static void vhosti_submit_log_on(vhost_device *device)
+{
+    vhost_features sent = vhosti_sent_features(device);
+    uint32_t i;
+    vhosti_submit_log(device, device->vm->logs[device->facts.log_kind]);
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_FEATURES, -1, sent.word[0],
+                  device->ops->set_features(device->backend, &sent));
+    vhosti_submit_iotlb_anew(device);
+    for (i = 0; i < device->queue_count; i++) {
+        vhost_queue *queue = &device->queues[i];
+        if (!queue->started)
+            continue;
+        queue->rings.log = true;
+        VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_ADDRESSES, i, queue->used,
+                      device->ops->set_ring_addresses(device->backend, i, &queue->rings));
+    }
+}
+
+/* Log on backwards, and whatever fails: all is tried. */
+static void vhosti_submit_log_off(vhost_device *device)
+{
+    vhost_features sent = vhosti_sent_features(device);
+    uint32_t i;
+    for (i = device->queue_count; i-- > 0;) {
+        vhost_queue *queue = &device->queues[i];
+        if (!queue->started)
+            continue;
+        queue->rings.log = false;
+        VHOSTI_TRY(device, VHOST_OP_SET_RING_ADDRESSES, i, queue->used,
+                   device->ops->set_ring_addresses(device->backend, i, &queue->rings));
+    }
+    VHOSTI_TRY(device, VHOST_OP_SET_FEATURES, -1, sent.word[0],
+               device->ops->set_features(device->backend, &sent));
+    vhosti_submit_iotlb_anew(device);
+}
+
+/* A device that dies now is broken, and no obstacle (G4, D3); one that refuses is. */
+static int vhosti_finish_log_on(vhost_device *device)
+{
+    int code = vhosti_fence(device);
+    if (code == 0) {
+        vhosti_hold_log(device, device->vm->logs[device->facts.log_kind]);
+        return 0;
+    }
+    (void)vhosti_report_batch(device);
+    if (vhosti_why_of(code) != VHOST_WHY_BACKEND_LOST)
+        return code;
+    (void)vhosti_break(device, code);
+    return 0;
+}
+
+static int vhosti_switch_log_on(vhost_vm *vm)
+{
+    vhost_device *device;
+    int first = 0;
+    vm->logging = true;
+    for (device = vm->devices; device != NULL; device = device->next)
+        if (device->state == VHOST_STATE_RUNNING) {
+            vhosti_begin(device);
+            vhosti_submit_log_on(device);
+        }
+    for (device = vm->devices; device != NULL; device = device->next) {
+        int code = device->state == VHOST_STATE_RUNNING ? vhosti_finish_log_on(device) : 0;
+        if (code < 0 && first == 0) {
+            vm->last_error = device->last_error; /* said already */
+            first = code;
+        }
+    }
+    return first;
+}
+
+/* Returns the first error; a device that does not stop logging is cut off (D3). */
+static int vhosti_switch_log_off(vhost_vm *vm)
+{
+    vhost_device *device;
+    int first = 0;
+    vm->logging = false;
+    for (device = vm->devices; device != NULL; device = device->next)
+        if (device->state == VHOST_STATE_RUNNING) {
+            vhosti_begin(device);
+            vhosti_submit_log_off(device);
+        }
+    for (device = vm->devices; device != NULL; device = device->next) {
+        int code = device->state == VHOST_STATE_RUNNING ? vhosti_fence(device) : 0;
+        if (code == 0)
+            continue;
+        (void)vhosti_break(device, vhosti_report_batch(device));
+        if (first == 0)
+            vm->last_error = device->last_error;
+        first = first < 0 ? first : code;
+    }
+    vhosti_drop_logs(vm);
+    return first;
+}
+
+VHOST_DEF int vhost_log_start(vhost_vm *vm)
+{
+    const vhost_device *blocker;
+    vhost_error error;
+    vhost_why why;
+    int code;
+    if (vm->in_transaction)
+        return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "log start in a transaction");
+    if (vm->logging)
+        return 0;
+    blocker = vhost_log_blocker(vm, NULL, &why);
+    if (blocker != NULL)
+        return VHOSTI_FAIL_VM(vm, -ENOTSUP, why, "%s", blocker->facts.name);
+    if (!vhosti_need_logs(vm)) {
+        vhosti_drop_logs(vm);
+        return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_LOG_MEMORY, "0x%llx bytes",
+                              (vhosti_ull)vhosti_log_size(vhosti_current(vm)));
+    }
+    code = vhosti_switch_log_on(vm);
+    if (code == 0)
+        return 0;
+    error = vm->last_error;
+    (void)vhosti_switch_log_off(vm);
+    vm->last_error = error;
+    return code;
+}
+
+VHOST_DEF int vhost_log_stop(vhost_vm *vm)
+{
+    if (vm->in_transaction)
+        return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "log stop in a transaction");
+    return vm->logging ? vhosti_switch_log_off(vm) : 0;
+}
+
+/* ---- one pass over the log, whatever the number of devices and sections (Y1 to Y5) ---- */
+
+typedef struct vhosti_walk {
+    const vhost_vm *vm;
+    vhost_log_sink *sink;
+    uint32_t span;      /* none before it reaches the current word */
+    uint64_t run_page;  /* range sink: the run of dirty pages not yet handed over */
+    uint64_t run_count; /* its pages */
+} vhosti_walk;
+
+static unsigned vhosti_lowest_bit(vhosti_word word) /* of a word that is not 0 */
+{
+#if defined(__GNUC__)
+    return (unsigned)__builtin_ctzl(word);
+#else
+    unsigned bit = 0;
+    while ((word >> bit & 1) == 0)
+        bit++;
+    return bit;
+#endif
+}
+
+static unsigned vhosti_count_bits(vhosti_word word)
+{
+#if defined(__GNUC__)
+    return (unsigned)__builtin_popcountl(word);
+#else
+    unsigned count = 0;
+    for (; word != 0; word &= word - 1)
+        count++;
+    return count;
+#endif
+}
+
+/* Which of the pages from `first` on, a word full, are in some section. Ascending calls. */
+static vhosti_word vhosti_known_pages(vhosti_walk *walk, uint64_t first)
+{
+    const vhosti_map *map = &walk->vm->maps[walk->vm->current];
+    uint64_t last = first + VHOSTI_WORD_PAGES - 1;
+    vhosti_word known = 0;
+    uint32_t i;
+    while (walk->span < map->span_count && map->spans[walk->span].last / VHOST_PAGE < first)
+        walk->span++;
+    for (i = walk->span; i < map->span_count; i++) {
+        uint64_t begin = map->spans[i].gpa / VHOST_PAGE, end = map->spans[i].last / VHOST_PAGE;
+        if (begin > last)
+            break;
+        known |=
+            vhosti_bits(begin > first ? begin - first : 0, end < last ? end - first : last - first);
+    }
+    return known;
+}
+
+static void vhosti_end_run(vhosti_walk *walk)
+{
+    if (walk->run_count > 0)
+        walk->sink->range(walk->run_page * VHOST_PAGE, walk->run_count * VHOST_PAGE,
+                          walk->sink->user);
+    walk->run_count = 0;
+}
+
+static void vhosti_add_run(vhosti_walk *walk, uint64_t page, uint64_t count)
+{
+    if (walk->run_count > 0 && walk->run_page + walk->run_count == page) {
+        walk->run_count += count;
+        return;
+    }
+    vhosti_end_run(walk);
+    walk->run_page = page;
+    walk->run_count = count;
+}
+
+static void vhosti_sink_ranges(vhosti_walk *walk, uint64_t first, vhosti_word bits)
+{
+    while (bits != 0) {
+        unsigned from = vhosti_lowest_bit(bits);
+        vhosti_word gaps = ~(bits >> from);
+        unsigned count = gaps != 0 ? vhosti_lowest_bit(gaps) : (unsigned)VHOSTI_WORD_PAGES;
+        vhosti_add_run(walk, first + from, count);
+        bits &= from + count < VHOSTI_WORD_PAGES ? VHOSTI_WORD_ALL << (from + count) : 0;
+    }
+}
+
+/* The window holds every page of the sync, so no bit shifted out at either end is set. */
+static void vhosti_sink_bits(vhosti_walk *walk, uint64_t first, vhosti_word bits)
+{
+    vhost_log_sink *sink = walk->sink;
+    unsigned lowest = vhosti_lowest_bit(bits);
+    uint64_t wide = (uint64_t)bits >> lowest; /* now bit 0 is set, and inside the window */
+    uint64_t place = first + lowest - sink->bits_gpa / VHOST_PAGE;
+    sink->bits[place / 64] |= wide << (place % 64);
+    if (place % 64 != 0 && wide >> (64 - place % 64) != 0)
+        sink->bits[place / 64 + 1] |= wide >> (64 - place % 64);
+}
+
+static void vhosti_sink_word(vhosti_walk *walk, uint64_t first, vhosti_word bits)
+{
+    vhosti_word known = bits & vhosti_known_pages(walk, first);
+    walk->sink->pages_dropped += vhosti_count_bits(bits & ~known);
+    walk->sink->pages_dirty += vhosti_count_bits(known);
+    if (known == 0)
+        return;
+    if (walk->sink->bits != NULL)
+        vhosti_sink_bits(walk, first, known);
+    else
+        vhosti_sink_ranges(walk, first, known);
+}
+
+/* Takes the bits of a word out of the logs of all kinds. */
+static vhosti_word vhosti_take_word(const vhost_vm *vm, uint64_t index, vhosti_word mask)
+{
+    vhosti_word bits = 0;
+    int kind;
+    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
+        if (vm->logs[kind] != NULL && index < vhosti_log_count(vm->logs[kind]))
+            bits |= vhosti_log_take(vm->logs[kind], index, mask);
+    return bits;
+}
+
+static uint64_t vhosti_longest_log(const vhost_vm *vm)
+{
+    uint64_t longest = 0;
+    int kind;
+    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
+        if (vm->logs[kind] != NULL && vhosti_log_count(vm->logs[kind]) > longest)
+            longest = vhosti_log_count(vm->logs[kind]);
+    return longest;
+}
+
+static void vhosti_sync_pages(vhosti_walk *walk, uint64_t page, uint64_t last)
+{
+    uint64_t index = page / VHOSTI_WORD_PAGES, end = vhosti_longest_log(walk->vm);
+    if (end > last / VHOSTI_WORD_PAGES + 1)
+        end = last / VHOSTI_WORD_PAGES + 1;
+    for (; index < end; index++) {
+        uint64_t first = index * VHOSTI_WORD_PAGES, highest = first + VHOSTI_WORD_PAGES - 1;
+        vhosti_word mask = vhosti_bits(page > first ? page - first : 0,
+                                       last < highest ? last - first : highest - first);
+        vhosti_word bits = vhosti_take_word(walk->vm, index, mask);
+        if (bits != 0)
+            vhosti_sink_word(walk, first, bits);
+    }
+    vhosti_end_run(walk);
+}
+
+static int vhosti_check_sync(vhost_vm *vm, uint64_t gpa, uint64_t size, const vhost_log_sink *sink)
+{
+    uint64_t before = gpa - sink->bits_gpa; /* pages of the window that lie before gpa, in bytes */
+    if (!vm->logging)
+        return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "log sync without log start");
+    if (size == 0 || (gpa | size) % VHOST_PAGE != 0 || gpa + (size - 1) < gpa)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT, "log sync of 0x%llx+0x%llx",
+                              (vhosti_ull)gpa, (vhosti_ull)size);
+    if ((sink->range == NULL) == (sink->bits == NULL))
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT, "one of sink.range and sink.bits");
+    if (sink->bits != NULL && (sink->bits_gpa % VHOST_PAGE != 0 || gpa < sink->bits_gpa ||
+                               before / VHOST_PAGE > sink->bits_count ||
+                               size / VHOST_PAGE > sink->bits_count - before / VHOST_PAGE))
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT,
+                              "sink.bits, from 0x%llx on, has no room for 0x%llx+0x%llx",
+                              (vhosti_ull)sink->bits_gpa, (vhosti_ull)gpa, (vhosti_ull)size);
+    return 0;
+}
+
+VHOST_DEF int vhost_log_sync(vhost_vm *vm, uint64_t gpa, uint64_t size, vhost_log_sink *sink)
+{
+    vhosti_walk walk;
+    int code = vhosti_check_sync(vm, gpa, size, sink);
+    if (code < 0)
+        return code;
+    memset(&walk, 0, sizeof walk);
+    walk.vm = vm;
+    walk.sink = sink;
+    vhosti_sync_pages(&walk, gpa / VHOST_PAGE, (gpa + (size - 1)) / VHOST_PAGE);
     return 0;
 }
 

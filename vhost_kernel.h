@@ -14,6 +14,7 @@ CONTENTS (grep -n '>>' vhost_kernel.h is the index)
    >>open        fds, owners, facts
    >>whole       operations on all fds: features, memory table, log
    >>rings       operations on one queue, and its tap
+   >>iotlb       messages behind a vIOMMU
    >>ops         the table of functions, init and close
 
 >>manual
@@ -48,15 +49,18 @@ CONTENTS (grep -n '>>' vhost_kernel.h is the index)
    taps           yours, borrowed until another is attached or the back-end is closed
    vhost fds      opened by path: by vhost_device_init, closed by vhost_device_cleanup.
                   Passed to vhost_kernel_net_open_fds: ours after success, still yours on failure;
-                  closed by vhost_kernel_close. Either kind is closed when the device breaks.
+                  made non-blocking by vhost_device_init, closed by vhost_kernel_close.
+                  Either kind is closed when the device breaks.
 
    A device that broke needs its fds opened anew: vhost_device_reset does it if they were opened by
-   path, else it fails with VHOST_WHY_KERNEL_SEVERED.
+   path; else it fails, and last_error of the vhost_kernel says VHOST_WHY_KERNEL_SEVERED. So it does
+   with every reason of the kernel: device.last_error has the operation, this one the ioctl.
 
 3. OLD KERNELS
 
-   What a kernel does not know (ENOTTY) is not supported, not a failure: no back-end features, no
-   features above bit 63, no worker of one's own. Any vhost-net since Linux 2.6.34 will do.
+   What a kernel does not know is not supported, not a failure: no back-end features, no features
+   above bit 63, no worker or kind of thread of one's choice. Any vhost-net since Linux 2.6.34 will
+   do.
 
 4. SYSTEM CALLS (for seccomp)
 
@@ -64,20 +68,23 @@ CONTENTS (grep -n '>>' vhost_kernel.h is the index)
       vhost_kernel_net_open      -
       vhost_kernel_net_open_fds  -
       vhost_device_init          openat(path; /sys/module/vhost/parameters/max_mem_regions), read,
-                                 close; ioctl SET_FORK_FROM_OWNER, SET_OWNER, GET_FEATURES_ARRAY,
-                                 GET_FEATURES, GET_BACKEND_FEATURES, NEW_WORKER,
+                                 close; ioctl FIONBIO, SET_FORK_FROM_OWNER, SET_OWNER,
+                                 GET_FEATURES_ARRAY, GET_FEATURES, GET_BACKEND_FEATURES, NEW_WORKER,
                                  ATTACH_VRING_WORKER; eventfd2
       vhost_device_start         ioctl SET_FEATURES or SET_FEATURES_ARRAY, SET_BACKEND_FEATURES,
                                  SET_MEM_TABLE, SET_LOG_BASE, SET_VRING_CALL, _ERR, _NUM, _BASE,
                                  _ENDIAN, _ADDR, _BUSYLOOP_TIMEOUT, _KICK,
-                                 NET_SET_BACKEND; RESET_OWNER, SET_OWNER if the driver gave
-                                 ACCESS_PLATFORM back
+                                 NET_SET_BACKEND; behind a vIOMMU: write; if the driver gave
+                                 ACCESS_PLATFORM back, RESET_OWNER and what init makes to own an
+                                 fd; if it fails, what stop makes
       vhost_device_stop          ioctl NET_SET_BACKEND, GET_VRING_BASE; close, if it fails
-      vhost_device_reset         of a broken device: as vhost_device_init; read
+      vhost_device_reset         of a broken device: as vhost_device_init, and SET_LOG_FD; read
       vhost_device_cleanup       as stop; close
-      vhost_queue_start, _stop   the ring ioctls of start and stop
+      vhost_queue_start, _stop   the ring ioctls of start and stop; close, if the device breaks
       vhost_queue_mask, _unmask  ioctl SET_VRING_CALL; _unmask and _pending: read
-      vhost_device_process       read
+      vhost_device_process       read; behind a vIOMMU: write
+      vhost_device_unmapped      write
+      vhost_log_start, _stop     ioctl SET_LOG_BASE, SET_FEATURES, SET_VRING_ADDR
       vhost_memory_commit        ioctl SET_MEM_TABLE, SET_LOG_BASE; what stop does, and close, if a
                                  device breaks
       vhost_kernel_net_attach    ioctl NET_SET_BACKEND
@@ -125,6 +132,8 @@ typedef struct vhosti_kernel_fd {
     int fd;          /* -1: not open */
     int tap;         /* or -1 */
     bool owned;      /* SET_OWNER was done */
+    bool furnished;  /* and what goes with it */
+    bool sticks;     /* it had ACCESS_PLATFORM since */
     bool enabled[2]; /* queues with the tap behind them */
 } vhosti_kernel_fd;
 
@@ -136,9 +145,12 @@ typedef struct vhost_kernel {
     char path[64]; /* empty: fds were passed */
     vhosti_kernel_fd *fds;
     uint32_t fd_count;
+    int64_t missed;            /* the fd whose miss is being answered, or -1 */
+    vhost_device *device;      /* to tell of misses */
     vhost_features features;   /* in force on every fd */
     uint64_t backend_features; /* that every fd has */
     uint64_t log_base;         /* in force on every fd */
+    int32_t log_fd;            /* or -1; on every fd that is owned */
     void *table;               /* room for the argument of SET_MEM_TABLE */
     size_t table_size;
 } vhost_kernel;
@@ -165,10 +177,12 @@ VHOST_API int vhost_kernel_net_open_fds(vhost_kernel *kernel, const int *fds, co
    said: then the old tap is still behind the pair. */
 VHOST_API int vhost_kernel_net_attach(vhost_kernel *kernel, uint32_t pair, int tap);
 
-/* Has an eventfd signalled at each write to the dirty log; -1: none. The device is initialised. */
+/* Has an eventfd (borrowed until close) signalled at each write to the dirty log; -1: none. The
+   device is initialised. If the kernel refuses, the one before stays. */
 VHOST_API int vhost_kernel_set_log_fd(vhost_kernel *kernel, int fd);
 
-/* Closes all fds that are ours. After vhost_device_cleanup; may be repeated. */
+/* Closes all fds that are ours. After vhost_device_cleanup; may be repeated, and does nothing to a
+   zeroed object. */
 VHOST_API void vhost_kernel_close(vhost_kernel *kernel);
 
 #ifdef __cplusplus
@@ -240,6 +254,30 @@ typedef struct vhosti_kernel_memory { /* the regions follow */
     uint32_t count;
     uint32_t padding;
 } vhosti_kernel_memory;
+
+typedef struct vhosti_kernel_entry {
+    uint64_t iova;
+    uint64_t size;
+    uint64_t host;
+    uint8_t permit;
+    uint8_t type;
+} vhosti_kernel_entry;
+
+typedef union vhosti_kernel_body {
+    vhosti_kernel_entry entry;
+    uint8_t padding[64];
+} vhosti_kernel_body;
+
+typedef struct vhosti_kernel_message {
+    int32_t version; /* 1 */
+    vhosti_kernel_body body;
+} vhosti_kernel_message;
+
+typedef struct vhosti_kernel_message_v2 {
+    uint32_t version; /* 2 */
+    uint32_t asid;
+    vhosti_kernel_body body;
+} vhosti_kernel_message_v2;
 
 typedef struct vhosti_kernel_words { /* of the features array: the words follow */
     uint64_t count;
@@ -387,7 +425,8 @@ static int vhosti_kernel_ask(vhost_kernel *kernel, uint32_t i, const char *name,
 
 typedef int (*vhosti_kernel_step)(vhost_kernel *kernel, uint32_t i, const void *value);
 
-/* Does a step on every fd with `wanted`, or, if one refuses, on those before it with `before`. */
+/* Does a step on every fd with `wanted`, or, if one refuses, on those before it with `before`
+   (NULL: there is no way back, and none is needed). */
 static int vhosti_kernel_on_all(vhost_kernel *kernel, vhosti_kernel_step step, const void *wanted,
                                 const void *before)
 {
@@ -396,7 +435,7 @@ static int vhosti_kernel_on_all(vhost_kernel *kernel, vhosti_kernel_step step, c
         int code = step(kernel, i, wanted);
         if (code < 0) {
             vhost_error first = kernel->last_error;
-            while (i-- > 0)
+            while (i-- > 0 && before != NULL)
                 (void)step(kernel, i, before);
             kernel->last_error = first;
             return code;
@@ -424,7 +463,7 @@ static void vhosti_kernel_close_fd(vhost_kernel *kernel, vhosti_kernel_fd *one)
     if (one->fd >= 0)
         (void)kernel->options.calls->close(one->fd, kernel->options.user);
     one->fd = -1;
-    one->owned = one->enabled[0] = one->enabled[1] = false;
+    one->owned = one->furnished = one->sticks = one->enabled[0] = one->enabled[1] = false;
 }
 
 static void vhosti_kernel_close_fds(vhost_kernel *kernel)
@@ -435,6 +474,15 @@ static void vhosti_kernel_close_fds(vhost_kernel *kernel)
     vhosti_kernel_forget(kernel);
 }
 
+static int vhosti_kernel_open_path(vhost_kernel *kernel, const char *path, bool writable)
+{
+    int fd;
+    do {
+        fd = kernel->options.calls->open(path, writable, kernel->options.user);
+    } while (fd == -EINTR);
+    return fd;
+}
+
 static int vhosti_kernel_open_fd(vhost_kernel *kernel, uint32_t i)
 {
     vhosti_kernel_fd *one = &kernel->fds[i];
@@ -443,7 +491,7 @@ static int vhosti_kernel_open_fd(vhost_kernel *kernel, uint32_t i)
         return 0;
     if (!vhosti_kernel_has_path(kernel))
         return VHOSTI_KERNEL_FAIL(kernel, -ENODEV, VHOST_WHY_KERNEL_SEVERED, "a passed fd", i);
-    fd = kernel->options.calls->open(kernel->path, true, kernel->options.user);
+    fd = vhosti_kernel_open_path(kernel, kernel->path, true);
     if (fd < 0)
         return VHOSTI_KERNEL_FAIL(kernel, fd, VHOST_WHY_KERNEL_OPEN, kernel->path, i);
     one->fd = fd;
@@ -459,7 +507,15 @@ static int vhosti_kernel_choose_thread(vhost_kernel *kernel, uint32_t i)
     of_owner[0] = kernel->options.thread == VHOST_KERNEL_THREAD_OF_OWNER;
     code = vhosti_kernel_ask(kernel, i, "SET_FORK_FROM_OWNER", VHOSTI_KERNEL_SET_FORK_FROM_OWNER,
                              of_owner);
-    return code == -ENOTSUP ? 0 : code; /* it has one kind of thread only */
+    /* An old kernel has one kind of thread only; it says EPERM to anything before the owner. */
+    return code == -ENOTSUP || code == -EPERM ? 0 : code;
+}
+
+/* So that `process` can read until there is nothing left. */
+static int vhosti_kernel_unblock(vhost_kernel *kernel, uint32_t i)
+{
+    int on = 1;
+    return vhosti_kernel_ioctl(kernel, i, "FIONBIO", FIONBIO, &on);
 }
 
 /* A thread for each queue but the first, which keeps the one that SET_OWNER made. */
@@ -478,21 +534,45 @@ static int vhosti_kernel_add_workers(vhost_kernel *kernel, uint32_t i)
     return code == -ENOTSUP ? 0 : code;
 }
 
-static int vhosti_kernel_own_fd(vhost_kernel *kernel, uint32_t i)
+static int vhosti_kernel_step_log_fd(vhost_kernel *kernel, uint32_t i, const void *value)
+{
+    int32_t fd = *(const int32_t *)value;
+    return vhosti_kernel_ioctl(kernel, i, "SET_LOG_FD", VHOSTI_KERNEL_SET_LOG_FD, &fd);
+}
+
+/* What goes with an owner, and comes with the next one again. */
+static int vhosti_kernel_furnish_fd(vhost_kernel *kernel, uint32_t i)
+{
+    int code;
+    if (kernel->fds[i].furnished)
+        return 0;
+    code = vhosti_kernel_add_workers(kernel, i);
+    if (code >= 0 && kernel->log_fd >= 0)
+        code = vhosti_kernel_step_log_fd(kernel, i, &kernel->log_fd);
+    kernel->fds[i].furnished = code >= 0;
+    return code;
+}
+
+static int vhosti_kernel_set_owner(vhost_kernel *kernel, uint32_t i)
 {
     int code;
     if (kernel->fds[i].owned)
         return 0;
-    code = vhosti_kernel_choose_thread(kernel, i);
-    if (code < 0)
-        return code;
-    code = vhosti_kernel_ioctl(kernel, i, "SET_OWNER", VHOSTI_KERNEL_SET_OWNER, NULL);
+    code = vhosti_kernel_unblock(kernel, i);
+    if (code >= 0)
+        code = vhosti_kernel_choose_thread(kernel, i);
+    if (code >= 0)
+        code = vhosti_kernel_ioctl(kernel, i, "SET_OWNER", VHOSTI_KERNEL_SET_OWNER, NULL);
     if (code == -EBUSY)
         return VHOSTI_KERNEL_FAIL(kernel, code, VHOST_WHY_KERNEL_OWNER, "SET_OWNER", i);
-    if (code < 0)
-        return code;
-    kernel->fds[i].owned = true;
-    return vhosti_kernel_add_workers(kernel, i);
+    kernel->fds[i].owned = code >= 0;
+    return code;
+}
+
+static int vhosti_kernel_own_fd(vhost_kernel *kernel, uint32_t i)
+{
+    int code = vhosti_kernel_set_owner(kernel, i);
+    return code < 0 ? code : vhosti_kernel_furnish_fd(kernel, i);
 }
 
 /* All 128 bits where the kernel has them, else 64. */
@@ -548,11 +628,12 @@ static uint32_t vhosti_kernel_read_max_regions(vhost_kernel *kernel)
     char digits[16];
     ptrdiff_t count;
     long value;
-    int fd =
-        options->calls->open("/sys/module/vhost/parameters/max_mem_regions", false, options->user);
+    int fd = vhosti_kernel_open_path(kernel, "/sys/module/vhost/parameters/max_mem_regions", false);
     if (fd < 0)
         return VHOSTI_KERNEL_DEFAULT_REGIONS;
-    count = options->calls->read(fd, digits, sizeof digits - 1, options->user);
+    do {
+        count = options->calls->read(fd, digits, sizeof digits - 1, options->user);
+    } while (count == -EINTR);
     (void)options->calls->close(fd, options->user);
     digits[count > 0 ? count : 0] = '\0';
     value = strtol(digits, NULL, 10);
@@ -569,7 +650,7 @@ static int vhosti_kernel_op_open(void *backend, vhost_device *device, vhost_fact
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
     uint32_t i;
-    (void)device;
+    kernel->device = device;
     facts->offered.word[0] = facts->offered.word[1] = UINT64_MAX;
     kernel->backend_features = UINT64_MAX;
     for (i = 0; i < kernel->fd_count; i++) {
@@ -604,13 +685,15 @@ static int vhosti_kernel_unstick(vhost_kernel *kernel, const vhost_features *fea
 {
     uint32_t i;
     int code = 0;
-    if (!vhost_features_test(&kernel->features, VHOST_FEATURE_ACCESS_PLATFORM) ||
-        vhost_features_test(features, VHOST_FEATURE_ACCESS_PLATFORM))
+    if (vhost_features_test(features, VHOST_FEATURE_ACCESS_PLATFORM))
         return 0;
     for (i = 0; i < kernel->fd_count && code >= 0; i++) {
+        vhosti_kernel_fd *one = &kernel->fds[i];
+        if (!one->sticks)
+            continue;
         code = vhosti_kernel_ioctl(kernel, i, "RESET_OWNER", VHOSTI_KERNEL_RESET_OWNER, NULL);
         if (code >= 0)
-            kernel->fds[i].owned = false;
+            one->owned = one->furnished = one->sticks = false;
     }
     return code;
 }
@@ -632,13 +715,18 @@ static int vhosti_kernel_step_features(vhost_kernel *kernel, uint32_t i, const v
         vhosti_kernel_words head;
         uint64_t words[2];
     } array = {{2}, {0, 0}};
+    int code;
     array.words[0] = features->word[0];
     array.words[1] = features->word[1];
     if (features->word[1] == 0)
-        return vhosti_kernel_ioctl(kernel, i, "SET_FEATURES", VHOSTI_KERNEL_SET_FEATURES,
+        code = vhosti_kernel_ioctl(kernel, i, "SET_FEATURES", VHOSTI_KERNEL_SET_FEATURES,
                                    &array.words[0]);
-    return vhosti_kernel_ioctl(kernel, i, "SET_FEATURES_ARRAY", VHOSTI_KERNEL_SET_FEATURES_ARRAY,
-                               &array);
+    else
+        code = vhosti_kernel_ioctl(kernel, i, "SET_FEATURES_ARRAY",
+                                   VHOSTI_KERNEL_SET_FEATURES_ARRAY, &array);
+    if (code >= 0 && vhost_features_test(features, VHOST_FEATURE_ACCESS_PLATFORM))
+        kernel->fds[i].sticks = true;
+    return code;
 }
 
 static int vhosti_kernel_step_backend_features(vhost_kernel *kernel, uint32_t i, const void *value)
@@ -677,8 +765,6 @@ static int vhosti_kernel_step_table(vhost_kernel *kernel, uint32_t i, const void
     vhosti_kernel_memory *head = (vhosti_kernel_memory *)kernel->table;
     vhosti_kernel_region *regions = (vhosti_kernel_region *)(void *)(head + 1);
     uint32_t k;
-    if (table == NULL) /* there is no way back to no table */
-        return 0;
     head->count = table->count;
     head->padding = 0;
     for (k = 0; k < table->count; k++) {
@@ -732,16 +818,13 @@ static int vhosti_kernel_op_set_log(void *backend, const vhost_log_memory *memor
     return code;
 }
 
-static int vhosti_kernel_step_log_fd(vhost_kernel *kernel, uint32_t i, const void *value)
-{
-    int32_t fd = *(const int32_t *)value;
-    return vhosti_kernel_ioctl(kernel, i, "SET_LOG_FD", VHOSTI_KERNEL_SET_LOG_FD, &fd);
-}
-
 VHOST_KERNEL_DEF int vhost_kernel_set_log_fd(vhost_kernel *kernel, int fd)
 {
-    const int32_t wanted = fd, none = -1;
-    return vhosti_kernel_on_all(kernel, vhosti_kernel_step_log_fd, &wanted, &none);
+    const int32_t wanted = fd;
+    int code = vhosti_kernel_on_all(kernel, vhosti_kernel_step_log_fd, &wanted, &kernel->log_fd);
+    if (code >= 0)
+        kernel->log_fd = fd;
+    return code;
 }
 
 /* >>rings ------------------------------------------------------------------------------------- */
@@ -899,6 +982,128 @@ static void vhosti_kernel_op_sever(void *backend)
     vhosti_kernel_close_fds(kernel);
 }
 
+/* >>iotlb -------------------------------------------------------------------------------------- */
+
+#define VHOSTI_KERNEL_MISSES 256 /* answered in one call: a guest must not keep us here */
+
+/* Where the body of a message is. Version 1 has no asid, and so no gap on 32-bit x86. */
+static size_t vhosti_kernel_body_place(const vhost_kernel *kernel)
+{
+    return (kernel->backend_features & VHOSTI_KERNEL_IOTLB_MSG_V2) != 0
+               ? offsetof(vhosti_kernel_message_v2, body)
+               : offsetof(vhosti_kernel_message, body);
+}
+
+static uint32_t vhosti_kernel_version(const vhost_kernel *kernel)
+{
+    return (kernel->backend_features & VHOSTI_KERNEL_IOTLB_MSG_V2) != 0 ? 2 : 1;
+}
+
+static int vhosti_kernel_step_entry(vhost_kernel *kernel, uint32_t i, const void *value)
+{
+    const vhost_kernel_options *options = &kernel->options;
+    unsigned char message[sizeof(vhosti_kernel_message_v2)];
+    size_t place = vhosti_kernel_body_place(kernel), size = place + sizeof(vhosti_kernel_body);
+    uint32_t version = vhosti_kernel_version(kernel);
+    ptrdiff_t count;
+    if (kernel->fds[i].fd < 0)
+        return VHOSTI_KERNEL_FAIL(kernel, -ENODEV, VHOST_WHY_KERNEL_SEVERED, "IOTLB message", i);
+    memset(message, 0, sizeof message);
+    memcpy(message, &version, sizeof version);
+    memcpy(message + place, value, sizeof(vhosti_kernel_entry));
+    do {
+        count = options->calls->write(kernel->fds[i].fd, message, size, options->user);
+    } while (count == -EINTR);
+    if (count == (ptrdiff_t)size)
+        return 0;
+    return VHOSTI_KERNEL_FAIL(kernel, count < 0 ? (int)count : -EIO, VHOST_WHY_BACKEND_REFUSED,
+                              "IOTLB message", i);
+}
+
+/* The answer to a miss goes to the fd that missed; everything else to all. */
+static int vhosti_kernel_op_iotlb_send(void *backend, const vhost_iotlb *message)
+{
+    vhost_kernel *kernel = (vhost_kernel *)backend;
+    vhosti_kernel_entry entry;
+    memset(&entry, 0, sizeof entry);
+    entry.iova = message->iova;
+    entry.size = message->size;
+    entry.host = (uintptr_t)message->host;
+    entry.permit = message->permit;
+    entry.type = (uint8_t)message->type;
+    if (kernel->missed >= 0)
+        return vhosti_kernel_step_entry(kernel, (uint32_t)kernel->missed, &entry);
+    return vhosti_kernel_on_all(kernel, vhosti_kernel_step_entry, &entry, NULL);
+}
+
+static void vhosti_kernel_hand_over(vhost_kernel *kernel, uint32_t i, const void *body)
+{
+    vhosti_kernel_entry entry;
+    vhost_iotlb message;
+    memcpy(&entry, body, sizeof entry);
+    memset(&message, 0, sizeof message);
+    message.type = (vhost_iotlb_type)entry.type;
+    message.permit = entry.permit;
+    message.iova = entry.iova;
+    message.size = entry.size;
+    kernel->missed = i;
+    (void)vhost_iotlb_message(kernel->device,
+                              &message); /* it has said what is wrong, if anything */
+    kernel->missed = -1;
+}
+
+/* Reads one message of an fd. 1: there was one; 0: there is none. */
+static int vhosti_kernel_read_message(vhost_kernel *kernel, uint32_t i)
+{
+    const vhost_kernel_options *options = &kernel->options;
+    unsigned char message[sizeof(vhosti_kernel_message_v2)];
+    size_t place = vhosti_kernel_body_place(kernel), size = place + sizeof(vhosti_kernel_body);
+    uint32_t version = 0;
+    ptrdiff_t count;
+    do {
+        count = options->calls->read(kernel->fds[i].fd, message, size, options->user);
+    } while (count == -EINTR);
+    if (count == -EAGAIN)
+        return 0;
+    if (count < 0)
+        return VHOSTI_KERNEL_FAIL(kernel, (int)count, VHOST_WHY_BACKEND_REFUSED, "read", i);
+    memcpy(&version, message, sizeof version);
+    if (count != (ptrdiff_t)size || version != vhosti_kernel_version(kernel))
+        return VHOSTI_KERNEL_FAIL(kernel, -EPROTO, VHOST_WHY_IOTLB_MESSAGE, "size or version", i);
+    vhosti_kernel_hand_over(kernel, i, message + place);
+    return 1;
+}
+
+static int vhosti_kernel_op_process(void *backend)
+{
+    vhost_kernel *kernel = (vhost_kernel *)backend;
+    uint32_t i;
+    int left, code = 1;
+    for (i = 0; i < kernel->fd_count; i++) {
+        for (left = VHOSTI_KERNEL_MISSES; left > 0 && code > 0; left--)
+            code = kernel->fds[i].fd >= 0 ? vhosti_kernel_read_message(kernel, i) : 0;
+        if (code < 0)
+            return code;
+        code = 1;
+    }
+    return 0;
+}
+
+static int vhosti_kernel_op_poll_fds(void *backend, int *fds, uint32_t capacity)
+{
+    const vhost_kernel *kernel = (const vhost_kernel *)backend;
+    uint32_t i;
+    int count = 0;
+    for (i = 0; i < kernel->fd_count; i++) {
+        if (kernel->fds[i].fd < 0)
+            continue;
+        if ((uint32_t)count < capacity)
+            fds[count] = kernel->fds[i].fd;
+        count++;
+    }
+    return count;
+}
+
 /* >>ops --------------------------------------------------------------------------------------- */
 
 VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(void)
@@ -907,11 +1112,12 @@ VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(void)
         vhosti_kernel_op_open,
         vhosti_kernel_op_close,
         vhosti_kernel_op_sever,
-        NULL, /* poll_fds */
-        NULL, /* process */
+        vhosti_kernel_op_poll_fds,
+        vhosti_kernel_op_process,
         vhosti_kernel_op_set_features,
         vhosti_kernel_op_set_table,
         vhosti_kernel_op_set_log,
+        vhosti_kernel_op_iotlb_send,
         vhosti_kernel_op_set_ring_call,
         vhosti_kernel_op_set_ring_error,
         vhosti_kernel_op_set_ring_size,
@@ -921,7 +1127,6 @@ VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(void)
         vhosti_kernel_op_set_ring_busy_loop,
         vhosti_kernel_op_set_ring_kick,
         NULL, /* set_config_call */
-        NULL, /* iotlb_send */
         vhosti_kernel_op_enable_ring,
         NULL, /* set_running */
         vhosti_kernel_op_get_ring_base,
@@ -957,6 +1162,8 @@ static int vhosti_kernel_net_init(vhost_kernel *kernel, const int *fds, const in
         return VHOSTI_KERNEL_FAIL(kernel, -ENOMEM, VHOST_WHY_MEMORY, "pairs", -1);
     memset(kernel->fds, 0, pairs * sizeof *kernel->fds);
     kernel->fd_count = pairs;
+    kernel->log_fd = -1;
+    kernel->missed = -1;
     for (i = 0; i < pairs; i++) {
         kernel->fds[i].fd = fds != NULL ? fds[i] : -1;
         kernel->fds[i].tap = taps != NULL ? taps[i] : -1;
