@@ -1,0 +1,210 @@
+# Nothing here has to be built to use the headers: copy them. This is for the demo and the tests.
+
+CFLAGS = -O2 -g
+WARNINGS = @tests/support/warnings
+WARNINGS_C = @tests/support/warnings_c
+SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+CLANG = clang
+CLANGXX = clang++
+KERNELS = 6.12 6.1
+PREFIX = /usr/local
+JOBS = $(shell nproc)
+
+HEADERS = $(wildcard vhost*.h)
+INCLUDES = -I. -Itests/support -Iexamples/common
+TALLY = tests/support/tally.sh
+# A program names the kernel modules it needs in a comment, "vm-modules: vhost_net tun".
+modules = $(shell sed -n 's/.*vm-modules: *\([a-z0-9_ ]*[a-z0-9_]\).*/\1/p' $(1))
+have = $(shell command -v $(1))
+
+# ---- for people --------------------------------------------------------------------------------
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+.PHONY: demo
+demo: build/examples/vhost_net ## build the first example and run it (needs only a C compiler)
+	@build/examples/vhost_net
+
+.PHONY: demo-vm
+demo-vm: build/examples/vhost_net ## run it on real Linux kernels, each in a virtual machine
+	@tests/support/setup.sh vm
+	@$(MAKE) --no-print-directory -k -j$(JOBS) -Otarget $(KERNELS:%=demo-vm-%)
+
+.PHONY: $(KERNELS:%=demo-vm-%)
+$(KERNELS:%=demo-vm-%): demo-vm-%:
+	@echo "---- Linux $* ----"
+	@tests/support/vm.sh $* "$(call modules,examples/vhost_net.c)" build/examples/vhost_net kernel
+
+.PHONY: test
+test: ## all tests; installs what they need when it can (root on Debian)
+	@tests/support/setup.sh greatest c++ clang vm || [ $$? -eq 77 ]
+	@$(call run,build-unit build hygiene unit examples real)
+
+.PHONY: test-unit
+test-unit: ## the unit tests alone (needs a C compiler and greatest.h)
+	@tests/support/setup.sh greatest || [ $$? -eq 77 ]
+	@$(call run,build-unit unit)
+
+.PHONY: test-real
+test-real: ## the tests on real Linux kernels alone
+	@tests/support/setup.sh greatest vm || [ $$? -eq 77 ]
+	@$(call run,build real)
+
+.PHONY: test-mutants
+test-mutants: ## break the headers in many places, one at a time: the unit tests must notice
+	@tests/support/setup.sh greatest || [ $$? -eq 77 ]
+	@tests/support/mutants.sh
+
+.PHONY: install
+install: ## copy the headers and vhost.pc to PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/pkgconfig
+	install -m 644 $(HEADERS) $(DESTDIR)$(PREFIX)/include
+	@printf '%s\n' 'prefix=$(PREFIX)' '' 'Name: vhost' \
+	    "Description: the hypervisor's half of vhost, as header files" \
+	    'Version: $(shell sed -n 's/^.define VHOST_VERSION_STRING "\(.*\)"/\1/p' vhost.h)' \
+	    'Cflags: -I$${prefix}/include' >$(DESTDIR)$(PREFIX)/share/pkgconfig/vhost.pc
+
+.PHONY: format
+format: ## lay out all C files with clang-format
+	find . -name build -prune -o -name '*.[ch]' -print | xargs clang-format -i
+
+.PHONY: clean
+clean: ## remove build/, with what was fetched into it
+	rm -rf build
+
+# ---- lanes -------------------------------------------------------------------------------------
+# A lane never stops make: it leaves its counts with tally.sh, and the sum at the end decides. The
+# builds are lanes as well: what does not compile is a failure, also where an old program is left.
+
+define run
+$(TALLY) begin; \
+GREATEST_DIR=$$(tests/support/greatest.sh 2>/dev/null); export GREATEST_DIR; \
+for lane in $(1); do \
+    $(MAKE) --no-print-directory -k -j$(JOBS) lane-$$lane || $(TALLY) program "make $$lane" false; \
+done; \
+$(TALLY) sum
+endef
+
+IMPLEMENTATION = tests/support/implementation
+SUPPORT = $(filter-out $(IMPLEMENTATION),$(basename $(wildcard tests/support/*.c examples/common/*.c)))
+UNIT = $(basename $(wildcard tests/unit/*.c))
+# Without greatest.h, whoever needs it is left out and skipped.
+REAL = $(if $(GREATEST_DIR),$(notdir $(basename $(wildcard tests/real/*.c))))
+# The back-end in memory is no program of its own, it is linked to every example.
+MEMORY_BACKEND = examples/memory_backend
+EXAMPLES = $(notdir $(filter-out $(MEMORY_BACKEND),$(basename $(wildcard examples/*.c))))
+EXAMPLES_VM = $(foreach e,$(EXAMPLES),$(if $(call modules,examples/$(e).c),$(e)))
+
+.PHONY: lane-build
+lane-build:
+	@$(TALLY) program build $(MAKE) -k build-programs
+
+.PHONY: build-programs
+build-programs: $(EXAMPLES:%=build/examples/%) $(REAL:%=build/real/%)
+
+.PHONY: lane-hygiene
+lane-hygiene:
+	@$(TALLY) suite hygiene tests/hygiene/run.sh
+	@$(TALLY) program "rules and their tests" tests/support/check_rules.sh
+
+# One way to build and run the unit tests: NAME, its compiler, TITLE.
+define unit_lane
+.PHONY: unit-$(1)
+lane-unit: unit-$(1)
+ifeq ($$(call have,$(2)),)
+unit-$(1):
+	@$(TALLY) skip "unit tests, $(3)" "no $(2)"
+else
+build-unit: build/unit/$(1)
+unit-$(1):
+	@$(TALLY) suite "unit tests, $(3)" build/unit/$(1) -v
+endif
+endef
+
+.PHONY: lane-build-unit build-unit lane-unit
+ifneq ($(GREATEST_DIR),)
+lane-build-unit:
+	@$(TALLY) program "build unit tests" $(MAKE) -k build-unit
+$(eval $(call unit_lane,cc,$(CC),C99))
+$(eval $(call unit_lane,clang,$(CLANG),sanitizers))
+$(eval $(call unit_lane,g++,$(CXX),$(CXX) C++11))
+$(eval $(call unit_lane,clang++,$(CLANGXX),$(CLANGXX) C++11))
+else
+lane-build-unit:
+	@:
+lane-unit:
+	@$(TALLY) skip "unit tests" "no greatest.h"
+endif
+
+.PHONY: lane-examples $(EXAMPLES:%=example-%)
+lane-examples: $(EXAMPLES:%=example-%)
+$(EXAMPLES:%=example-%): example-%:
+	@$(TALLY) program "example $*" build/examples/$*
+
+# What runs on one of the kernels: the tests made for it, and the examples that name modules. Told
+# "kernel", an example may not fall back to a simulation.
+define kernel_lane
+.PHONY: $(REAL:%=real-$(1)-%) $(EXAMPLES_VM:%=example-$(1)-%)
+lane-real: $(REAL:%=real-$(1)-%) $(EXAMPLES_VM:%=example-$(1)-%)
+$(REAL:%=real-$(1)-%): real-$(1)-%:
+	@$(TALLY) suite "$$* on Linux $(1)" \
+	    tests/support/vm.sh $(1) "$$(call modules,tests/real/$$*.c)" build/real/$$* -v
+$(EXAMPLES_VM:%=example-$(1)-%): example-$(1)-%:
+	@$(TALLY) program "example $$* on Linux $(1)" \
+	    tests/support/vm.sh $(1) "$$(call modules,examples/$$*.c)" build/examples/$$* kernel
+endef
+.PHONY: lane-real
+lane-real:
+ifeq ($(GREATEST_DIR),)
+	@$(TALLY) skip "tests on real kernels" "no greatest.h"
+endif
+$(foreach kernel,$(KERNELS),$(eval $(call kernel_lane,$(kernel))))
+
+# ---- programs ----------------------------------------------------------------------------------
+# Objects stand in one folder per compiler, under the name of their source.
+
+COMPILE = $(INCLUDES) $(GREATEST_DIR:%=-isystem %) -MMD -MP -c $< -o $@
+
+build/cc/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) -std=c99 $(CFLAGS) $(WARNINGS_C) $(COMPILE)
+
+build/clang/%.o: %.c
+	@mkdir -p $(@D)
+	$(CLANG) -std=c99 $(SANITIZE) $(WARNINGS_C) $(COMPILE)
+
+build/g++/%.o: %.c
+	@mkdir -p $(@D)
+	$(CXX) -x c++ -std=c++11 $(CFLAGS) $(WARNINGS) $(COMPILE)
+
+build/clang++/%.o: %.c
+	@mkdir -p $(@D)
+	$(CLANGXX) -x c++ -std=c++11 $(CFLAGS) $(WARNINGS) $(COMPILE)
+
+build/unit/cc: $(patsubst %,build/cc/%.o,$(UNIT) $(SUPPORT) $(IMPLEMENTATION))
+build/unit/clang: $(patsubst %,build/clang/%.o,$(UNIT) $(SUPPORT) $(IMPLEMENTATION))
+build/unit/g++: $(patsubst %,build/cc/%.o,$(UNIT) $(SUPPORT)) build/g++/$(IMPLEMENTATION).o
+build/unit/clang++: $(patsubst %,build/cc/%.o,$(UNIT) $(SUPPORT)) build/clang++/$(IMPLEMENTATION).o
+
+build/unit/cc: LINK = $(CC) $(CFLAGS)
+build/unit/clang: LINK = $(CLANG) $(SANITIZE)
+build/unit/g++: LINK = $(CXX) $(CFLAGS)
+build/unit/clang++: LINK = $(CLANGXX) $(CFLAGS)
+build/unit/%:
+	@mkdir -p $(@D)
+	$(LINK) $^ -o $@
+
+EXAMPLES_SHARED = $(MEMORY_BACKEND) $(basename $(wildcard examples/common/*.c))
+build/examples/%: build/cc/examples/%.o $(EXAMPLES_SHARED:%=build/cc/%.o)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $^ -o $@
+
+build/real/%: build/cc/tests/real/%.o $(patsubst %,build/cc/%.o,$(SUPPORT) $(IMPLEMENTATION))
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $^ -o $@
+
+# Objects are kept, and made again when a header they include is newer.
+.SECONDARY:
+-include $(shell find build -name '*.d' 2>/dev/null)

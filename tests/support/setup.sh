@@ -1,0 +1,101 @@
+#!/bin/sh
+# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, vm
+#
+# Makes sure that what the tests need is there: packages by apt-get, as root on Debian; greatest.h
+# and the kernels of the virtual machine into build/. Says first what it is about to do, and
+# nothing when all is there. NO_SETUP=1 forbids it to change anything. What is missing in the end
+# is named, with the remedy and the price, and the exit status is 77.
+set -eu
+cd "$(dirname "$0")/../.."
+PATH=$PATH:/usr/sbin:/sbin
+mkdir -p build
+
+price() {
+    case $1 in
+    greatest) echo "all suites" ;;
+    c++) echo "the implementation as C++ by g++" ;;
+    clang) echo "sanitizers, the implementation as C++ by clang++, format check" ;;
+    vm) echo "everything that runs on a real kernel" ;;
+    esac
+}
+
+command_of() {  # COMMAND PACKAGE
+    command -v "$1" >/dev/null || packages="$packages $2"
+}
+
+get() {
+    case $1 in
+    greatest.h) tests/support/greatest.sh ;;
+    Linux-*) tests/support/kernel.sh "${1#Linux-}" ;;
+    esac >/dev/null
+}
+
+fetched() {
+    NO_SETUP=1 get "$1" 2>/dev/null || files="$files $1"
+}
+
+sanitizers_link() {
+    echo 'int main(void) { return 0; }' |
+        clang -fsanitize=address,undefined -x c -o build/setup.probe - 2>/dev/null
+}
+
+# Finds what is missing: $packages, $files, and what is skipped without them: $prices.
+look() {
+    packages='' files='' prices=''
+    for what; do
+        before=$packages$files
+        case $what in
+        greatest) fetched greatest.h ;;
+        c++) command_of g++ g++ ;;
+        clang)
+            command_of clang clang
+            command_of clang-format clang-format
+            # Debian's clang only recommends the package with its sanitizers.
+            sanitizers_link || packages="$packages libclang-rt-dev"
+            ;;
+        vm)
+            command_of qemu-system-x86_64 qemu-system-x86
+            command_of busybox busybox-static
+            command_of depmod kmod
+            command_of cpio cpio
+            command_of xz xz-utils
+            fetched Linux-6.12
+            fetched Linux-6.1
+            ;;
+        *)
+            echo "setup.sh: $what?" >&2
+            exit 2
+            ;;
+        esac
+        [ "$before" = "$packages$files" ] || prices="$prices; $(price "$what")"
+    done
+    [ -z "$packages$files" ]
+}
+
+look "$@" && exit
+
+if [ -z "${NO_SETUP-}" ]; then
+    root=
+    if [ "$(id -u)" -eq 0 ] && [ -f /etc/debian_version ]; then
+        root=yes
+    fi
+    [ -z "$root" ] || [ -z "$packages" ] || echo "setup: apt-get installs$packages"
+    [ -z "$files" ] || echo "setup: fetches into build/:$files"
+
+    if [ -n "$root" ]; then
+        # Fails when any of the machine's sources fails, also one that does not matter here.
+        apt-get update >build/setup.log 2>&1 || true
+        # shellcheck disable=SC2086 # a list of words
+        [ -z "$packages" ] || DEBIAN_FRONTEND=noninteractive apt-get install -y \
+            --no-install-recommends $packages >>build/setup.log 2>&1 || tail -n 3 build/setup.log
+    fi
+    look "$@" || for file in $files; do
+        get "$file" || true
+    done
+    look "$@" && exit
+fi
+
+[ -z "$packages" ] || echo "setup: missing, to be had with: apt-get install$packages"
+[ -z "$files" ] || echo "setup: missing in build/:$files, to be had with: tests/support/setup.sh $*"
+echo "setup: skipped for want of them:${prices#;}"
+exit 77

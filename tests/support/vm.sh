@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Usage: vm.sh SERIES "MODULE..." PROGRAM [ARGUMENT...]
+#
+# Runs a program as root on a stock Debian kernel (6.12 or 6.1), with these kernel modules loaded,
+# in a virtual machine made for this one run. Prints what the program printed. The exit status is
+# the program's; 77, with the reason, when no such machine can be had; 124 when it took too long;
+# 125 when the guest died before the program ended.
+set -euo pipefail
+top=$(cd "$(dirname "$0")/../.." && pwd)
+PATH=$PATH:/usr/sbin:/sbin
+
+series=$1 modules=$2 program=$3
+shift 3
+
+cannot() {
+    echo "cannot run on Linux $series: $1" >&2
+    exit 77
+}
+
+for tool in qemu-system-x86_64 busybox modprobe cpio xz; do
+    [ "$(type -t $tool)" ] || cannot "$tool is missing (tests/support/setup.sh vm)"
+done
+kernel=$top/$("$top/tests/support/kernel.sh" "$series")
+
+work=$(mktemp -d "$top/build/vm.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+root=$work/root
+
+# The initial file system: busybox, the modules in loading order, and the program, each with the
+# shared libraries it was linked to.
+add_program() {
+    install -D "$1" "$root/bin/$(basename "$1")"
+    ldd "$1" 2>/dev/null | grep -o '/[^ ]*' | while read -r library; do
+        install -D "$library" "$root$library"
+    done || true
+}
+
+mkdir -p "$root"/{dev,proc,sys,tmp,modules}
+install "$top/tests/support/vm/init" "$root/init"
+add_program "$(type -P busybox)"
+add_program "$program"
+printf '%q ' "/bin/$(basename "$program")" "$@" >"$root/command"
+
+release=$(cat "$kernel/release")
+for module in $modules; do
+    modprobe -d "$kernel" -S "$release" --show-depends "$module" >"$work/closure" 2>&1 ||
+        cannot "it has no module $module"
+    awk '$1 == "insmod" { print $2 }' "$work/closure"
+done | awk '!seen[$0]++' | while read -r file; do
+    name=$(basename "${file%.xz}")
+    case $file in
+    *.xz) xz -dc "$file" >"$root/modules/$name" ;;
+    *) cp "$file" "$root/modules/$name" ;;
+    esac
+    echo "$name"
+done >"$work/order"
+mv "$work/order" "$root/modules/order"
+(cd "$root" && find . | cpio -o -H newc --quiet) >"$work/initrd"
+
+# Emulation unless the processor really has virtualization: a /dev/kvm without it (a software KVM)
+# opens, but a stock kernel takes minutes to boot on it, or dies.
+accel=(-accel tcg -cpu max)
+if grep -qw -e svm -e vmx /proc/cpuinfo && [ -w /dev/kvm ]; then
+    accel=(-accel kvm -cpu host)
+fi
+
+# Serial ports go to files: fed from /dev/null, a guest's terminal now and then reads a flood of
+# zeros. An oops is a panic is the end (-no-reboot), so a kernel that was hurt cannot pass.
+qemu=0
+timeout 60 qemu-system-x86_64 "${accel[@]}" -m 512 -nodefaults -no-user-config -display none \
+    -no-reboot -kernel "$kernel/vmlinuz" -initrd "$work/initrd" \
+    -append "console=ttyS0 quiet panic=-1 oops=panic ipv6.disable=1" \
+    -serial "file:$work/console" -serial "file:$work/output" -serial "file:$work/status" \
+    || qemu=$?
+
+cat "$work/output"
+# A guest that dies also ends QEMU with 0: only a status that came out of the guest counts.
+status=$(cat "$work/status")
+if [ -z "$status" ]; then
+    echo "Linux $series did not finish (QEMU exit status $qemu), its console:" >&2
+    cat "$work/console" >&2
+    [ $qemu -eq 124 ] || qemu=125
+    exit $qemu
+fi
+exit "$status"
