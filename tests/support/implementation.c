@@ -1,0 +1,3 @@
+/* The one file that holds the library. Compiled as C and as C++. */
+#define VHOST_IMPLEMENTATION
+#include "vhost_kernel.h"
