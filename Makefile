@@ -4,6 +4,7 @@ CFLAGS = -O2 -g
 WARNINGS = @tests/support/warnings
 WARNINGS_C = @tests/support/warnings_c
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANITIZE_THREADS = -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 CLANG = clang
 CLANGXX = clang++
 KERNELS = 6.12 6.1
@@ -109,7 +110,7 @@ lane-hygiene:
 	@$(TALLY) suite hygiene tests/hygiene/run.sh
 	@$(TALLY) program "rules and their tests" tests/support/check_rules.sh
 
-# One way to build and run the unit tests: NAME, its compiler, TITLE.
+# One way to build and run the unit tests: NAME, its compiler, TITLE, and arguments for greatest.
 define unit_lane
 .PHONY: unit-$(1)
 lane-unit: unit-$(1)
@@ -119,7 +120,7 @@ unit-$(1):
 else
 build-unit: build/unit/$(1)
 unit-$(1):
-	@$(TALLY) suite "unit tests, $(3)" build/unit/$(1) -v
+	@$(TALLY) suite "unit tests, $(3)" build/unit/$(1) -v $(4)
 endif
 endef
 
@@ -129,6 +130,7 @@ lane-build-unit:
 	@$(TALLY) program "build unit tests" $(MAKE) -k build-unit
 $(eval $(call unit_lane,cc,$(CC),C99))
 $(eval $(call unit_lane,clang,$(CLANG),sanitizers))
+$(eval $(call unit_lane,tsan,$(CLANG),threads under the sanitizer,-s threads_suite))
 $(eval $(call unit_lane,g++,$(CXX),$(CXX) C++11))
 $(eval $(call unit_lane,clang++,$(CLANGXX),$(CLANGXX) C++11))
 else
@@ -175,6 +177,10 @@ build/clang/%.o: %.c
 	@mkdir -p $(@D)
 	$(CLANG) -std=c99 $(SANITIZE) $(WARNINGS_C) $(COMPILE)
 
+build/tsan/%.o: %.c
+	@mkdir -p $(@D)
+	$(CLANG) -std=c99 $(SANITIZE_THREADS) $(WARNINGS_C) $(COMPILE)
+
 build/g++/%.o: %.c
 	@mkdir -p $(@D)
 	$(CXX) -x c++ -std=c++11 $(CFLAGS) $(WARNINGS) $(COMPILE)
@@ -185,16 +191,18 @@ build/clang++/%.o: %.c
 
 build/unit/cc: $(patsubst %,build/cc/%.o,$(UNIT) $(SUPPORT) $(IMPLEMENTATION))
 build/unit/clang: $(patsubst %,build/clang/%.o,$(UNIT) $(SUPPORT) $(IMPLEMENTATION))
+build/unit/tsan: $(patsubst %,build/tsan/%.o,$(UNIT) $(SUPPORT) $(IMPLEMENTATION))
 build/unit/g++: $(patsubst %,build/cc/%.o,$(UNIT) $(SUPPORT)) build/g++/$(IMPLEMENTATION).o
 build/unit/clang++: $(patsubst %,build/cc/%.o,$(UNIT) $(SUPPORT)) build/clang++/$(IMPLEMENTATION).o
 
 build/unit/cc: LINK = $(CC) $(CFLAGS)
 build/unit/clang: LINK = $(CLANG) $(SANITIZE)
+build/unit/tsan: LINK = $(CLANG) $(SANITIZE_THREADS)
 build/unit/g++: LINK = $(CXX) $(CFLAGS)
 build/unit/clang++: LINK = $(CLANGXX) $(CFLAGS)
 build/unit/%:
 	@mkdir -p $(@D)
-	$(LINK) $^ -o $@
+	$(LINK) -pthread $^ -o $@
 
 EXAMPLES_SHARED = $(MEMORY_BACKEND) $(basename $(wildcard examples/common/*.c))
 build/examples/%: build/cc/examples/%.o $(EXAMPLES_SHARED:%=build/cc/%.o)

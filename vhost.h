@@ -169,7 +169,8 @@ CONTENTS (grep -n '>>' vhost.h is the index)
    Not every section goes to back-ends: ROM does not, nor a read-only backing (nothing may write
    them), nor a section with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must
    see every write to it).
-   Rings may stand in any section all the same; used rings not in ROM.
+   Rings may stand in any section all the same, but used rings not in ROM. (Behind a vIOMMU they
+   stand in what goes to back-ends, like everything else.)
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
    A section that overlaps the one before it is an error, unless it is the same memory at the same
@@ -1731,6 +1732,29 @@ static const vhost_region *vhosti_find_region(const vhost_table *table, uint64_t
     return left == 1 && gpa >= region->gpa && gpa - region->gpa < region->size ? region : NULL;
 }
 
+/* Whether a table has [gpa, gpa + size) in one region, at `host`. */
+static vhost_why vhosti_check_region(const vhost_table *table, uint64_t gpa, uint64_t size,
+                                     const void *host)
+{
+    const vhost_region *region = vhosti_find_region(table, gpa);
+    uint64_t offset = region != NULL ? gpa - region->gpa : 0;
+    if (region == NULL || size > region->size - offset)
+        return VHOST_WHY_RING_UNMAPPED;
+    return (unsigned char *)region->host + offset == host ? VHOST_WHY_NONE : VHOST_WHY_RING_MOVED;
+}
+
+/* A region that was merged into a larger one is removed, but not lost. */
+static bool vhosti_loses_memory(const vhost_table_change *change)
+{
+    uint32_t i;
+    for (i = 0; i < change->removed_count; i++) {
+        const vhost_region *gone = &change->removed[i];
+        if (vhosti_check_region(change->to, gone->gpa, gone->size, gone->host) != VHOST_WHY_NONE)
+            return true;
+    }
+    return false;
+}
+
 /* ---- memory slots (B3, B7) ---- */
 
 static bool vhosti_fits(const vhost_device *device, const struct vhosti_table *table)
@@ -2272,18 +2296,6 @@ struct vhosti_piece { /* of a ring part: contiguous as IOVA, in the guest and in
     bool unmapped; /* by the vIOMMU, since: not sent again unasked */
     vhost_iotlb entry;
 };
-
-/* Whether a table has a piece, where it was. */
-static vhost_why vhosti_check_piece(const vhost_table *table, const struct vhosti_piece *piece)
-{
-    const vhost_iotlb *entry = &piece->entry;
-    const vhost_region *region = vhosti_find_region(table, entry->gpa);
-    uint64_t offset = region != NULL ? entry->gpa - region->gpa : 0;
-    if (region == NULL || entry->size > region->size - offset)
-        return VHOST_WHY_RING_UNMAPPED;
-    return (unsigned char *)region->host + offset == entry->host ? VHOST_WHY_NONE
-                                                                 : VHOST_WHY_RING_MOVED;
-}
 
 static bool vhosti_add_piece(vhost_device *device, vhost_queue *queue, int part,
                              const vhost_iotlb *entry)
@@ -2892,9 +2904,15 @@ static int vhosti_check_facts(vhost_device *device)
     if (device->vm->logging && vhosti_log_obstacle(device) != VHOST_WHY_NONE)
         return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_LOG_UNSUPPORTED, VHOST_OP_OPEN, -1,
                            "and the VM logs");
-    if (device->vm->logging && !vhosti_need_log(device->vm, facts->log_kind))
-        return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_LOG_MEMORY, VHOST_OP_OPEN, -1, "init");
     return vhosti_need_table(device);
+}
+
+/* The last thing that may fail: a log that nobody came to use would stay. */
+static int vhosti_join_log(vhost_device *device)
+{
+    if (!device->vm->logging || vhosti_need_log(device->vm, device->facts.log_kind))
+        return 0;
+    return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_LOG_MEMORY, VHOST_OP_NONE, -1, "the VM logs");
 }
 
 static void vhosti_close(vhost_device *device)
@@ -2983,6 +3001,8 @@ VHOST_DEF int vhost_device_init(vhost_device *device, vhost_vm *vm, const vhost_
     code = vhosti_open(device);
     if (code == 0) {
         code = vhosti_create_events(device);
+        if (code == 0)
+            code = vhosti_join_log(device);
         if (code == 0) {
             vhosti_link(device);
             vhosti_enter(device, VHOST_STATE_STOPPED);
@@ -3076,7 +3096,7 @@ static bool vhosti_submit_table(vhost_device *device, struct vhosti_table *to)
     vhost_table_change change = vhosti_find_change(device->vm, device->table, to);
     VHOSTI_SUBMIT(device, VHOST_OP_SET_TABLE, -1, to->table.count,
                   device->ops->set_table(device->backend, &change));
-    return change.removed_count > 0;
+    return vhosti_loses_memory(&change);
 }
 
 static void vhosti_submit_config_call(vhost_device *device)
@@ -3136,14 +3156,13 @@ static void vhosti_submit_stop(vhost_device *device)
     device->told_running = device->told_config_call = false;
 }
 
-/* The end of every device that cannot be trusted to have stopped. */
+/* The end of every device that cannot be trusted to have stopped. Devices may break side by side,
+   so what they share is let go of later, when the VM is at rest: at reset or cleanup. */
 static void vhosti_sever(vhost_device *device, int code)
 {
     device->ops->sever(device->backend);
     VHOSTI_TRY(device, VHOST_OP_SEVER, -1, 0, 0);
     vhosti_take_rings_back(device);
-    vhosti_drop_table(device->vm, &device->table);
-    vhosti_drop_log(device->vm, &device->log);
     device->broken_by = code;
     vhosti_enter(device, VHOST_STATE_BROKEN);
     if (device->options.on_broken != NULL)
@@ -3331,6 +3350,20 @@ static int vhosti_reset_backend(vhost_device *device)
     return vhosti_break(device, device->last_error.code);
 }
 
+static int vhosti_reopen(vhost_device *device)
+{
+    int code;
+    vhosti_close(device);
+    vhosti_drop_table(device->vm, &device->table);
+    vhosti_drop_log(device->vm, &device->log);
+    code = vhosti_open(device);
+    if (code == 0)
+        code = vhosti_join_log(device);
+    if (code < 0)
+        vhosti_close(device);
+    return code;
+}
+
 VHOST_DEF int vhost_device_reset(vhost_device *device)
 {
     uint32_t i;
@@ -3338,8 +3371,7 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
     if (device->state != VHOST_STATE_STOPPED && device->state != VHOST_STATE_BROKEN)
         return vhosti_wrong_state(device, "reset");
     if (device->state == VHOST_STATE_BROKEN) {
-        vhosti_close(device);
-        code = vhosti_open(device);
+        code = vhosti_reopen(device);
     } else {
         code = vhosti_reset_backend(device);
     }
@@ -3595,8 +3627,9 @@ static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const v
     uint32_t i;
     int part = 0;
     for (i = 0; i < queue->piece_count && why == VHOST_WHY_NONE; i++) {
+        const vhost_iotlb *entry = &queue->pieces[i].entry;
         part = queue->pieces[i].part;
-        why = vhosti_check_piece(table, &queue->pieces[i]);
+        why = vhosti_check_region(table, entry->gpa, entry->size, entry->host);
     }
     if (why != VHOST_WHY_NONE)
         return vhosti_fail_part(device, -EFAULT, why, index, part);

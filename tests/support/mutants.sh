@@ -48,7 +48,7 @@ try() {
     fi
     if ! { "$CC" -std=c99 -O0 -w -I"$here" $includes -c tests/support/implementation.c \
         -o "$here/implementation.o" &&
-        "$CC" $work/objects/*.o "$here/implementation.o" -lpthread -o "$here/tests"; } \
+        "$CC" $work/objects/*.o "$here/implementation.o" -pthread -o "$here/tests"; } \
         2>"$here/log"; then
         echo "stale: it does not compile" >"$here/verdict"
         return

@@ -431,8 +431,8 @@ static void note_used_entry(machine *m, const net_driver *driver, int queue)
     machine_note_written(m, ring->used_gpa, 4);
     machine_note_written(m, ring->used_gpa + 4 + 8 * (uint64_t)place, 8);
     if (queue == NET_RECEIVE && entry->head < ring->size && entry->length > 0) {
-        uint64_t buffer = ring->tags[entry->head];
-        machine_note_written(m, driver->layout.buffers[queue] + buffer * NET_BUFFER, entry->length);
+        uint64_t buffer = driver->layout.buffers[queue] + ring->tags[entry->head] * NET_BUFFER;
+        machine_note_written(m, buffer, m->logs_whole_buffers ? NET_BUFFER : entry->length);
     }
 }
 

@@ -37,6 +37,7 @@ struct machine {
     uint64_t base;                           /* where in it the first driver begins */
     uint64_t (*gpa_of)(machine *, uint64_t); /* of an address of the drivers; NULL: the same */
     uint64_t buffers[2];                     /* of the first driver; 0: the usual place */
+    bool logs_whole_buffers;                 /* the kernel does, whatever the size of the frame */
 
     int ram_fd;   /* guest memory, shared, */
     uint8_t *ram; /* and as the back-end sees it: gpa g is ram[g] */

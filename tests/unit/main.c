@@ -6,10 +6,17 @@ SUITE_EXTERN(features_suite);
 SUITE_EXTERN(device_suite);
 SUITE_EXTERN(queue_suite);
 SUITE_EXTERN(commit_suite);
+SUITE_EXTERN(log_suite);
+SUITE_EXTERN(log_faults_suite);
+SUITE_EXTERN(log_pass_suite);
+SUITE_EXTERN(threads_suite);
+SUITE_EXTERN(model_suite);
 SUITE_EXTERN(faults_suite);
 SUITE_EXTERN(errors_suite);
 SUITE_EXTERN(posix_suite);
 SUITE_EXTERN(kernel_suite);
+SUITE_EXTERN(iotlb_suite);
+SUITE_EXTERN(kernel_iotlb_suite);
 SUITE_EXTERN(life_suite);
 
 GREATEST_MAIN_DEFS();
@@ -22,10 +29,17 @@ int main(int argc, char **argv)
     RUN_SUITE(device_suite);
     RUN_SUITE(queue_suite);
     RUN_SUITE(commit_suite);
+    RUN_SUITE(log_suite);
+    RUN_SUITE(log_faults_suite);
+    RUN_SUITE(log_pass_suite);
+    RUN_SUITE(threads_suite);
+    RUN_SUITE(model_suite);
     RUN_SUITE(faults_suite);
     RUN_SUITE(errors_suite);
     RUN_SUITE(posix_suite);
     RUN_SUITE(kernel_suite);
+    RUN_SUITE(iotlb_suite);
+    RUN_SUITE(kernel_iotlb_suite);
     RUN_SUITE(life_suite);
     GREATEST_MAIN_END();
 }
