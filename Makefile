@@ -69,7 +69,7 @@ install: ## copy the headers and vhost.pc to PREFIX (/usr/local)
 
 .PHONY: format
 format: ## lay out all C files with clang-format
-	find . -name build -prune -o -name '*.[ch]' -print | xargs clang-format -i
+	find vhost*.h examples tests -name '*.[ch]' | xargs clang-format -i
 
 .PHONY: clean
 clean: ## remove build/, with what was fetched into it

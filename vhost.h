@@ -6,7 +6,7 @@
    virtqueues; it drives the back-end that moves the data. Before 1.0 the API may still change. */
 
 /*
-CONTENTS (grep -n '>>' vhost.h is the index)
+CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 
    >>manual      what it is, how to use it, the rules
    >>config      macros you may define
@@ -128,7 +128,7 @@ CONTENTS (grep -n '>>' vhost.h is the index)
       vhost_device_stop          any                STOPPED (note 2)     BROKEN
       vhost_device_reset         STOPPED, BROKEN    STOPPED              BROKEN
       vhost_queue_start, _stop   RUNNING            RUNNING              RUNNING, or BROKEN (note 1)
-      vhost_queue_mask, _unmask  STOPPED, RUNNING   same                 same
+      vhost_queue_mask, _unmask  all but CLOSED     same                 same
       vhost_device_process       any                same                 same, or BROKEN
       vhost_device_get_config    STOPPED, RUNNING   same                 same
       vhost_memory_commit        any                same                 note 3
@@ -138,7 +138,8 @@ CONTENTS (grep -n '>>' vhost.h is the index)
          be undone is the device BROKEN. A back-end that goes on after something it refused may have
          run rings wrongly: their positions are then guesses (chapter 8).
       2. Stop always completes, and is harmless when repeated. It hands back the positions of the
-         queues (chapter 8). Of a BROKEN device it returns the error that broke it.
+         queues (chapter 8). Of a BROKEN device it returns the error that broke it, and leaves it
+         BROKEN; of a CLOSED one it returns 0.
       3. A commit fails only for mistakes of the caller, before any back-end is told, and then the
          old map stays. A device whose ring lost its memory, or whose back-end refuses the new
          table, becomes BROKEN; the commit succeeds. When it returns, no device uses memory that
@@ -185,7 +186,8 @@ CONTENTS (grep -n '>>' vhost.h is the index)
 7. OWNERSHIP
 
       what                              who closes or frees it, and when
-      vhost_vm, _device, _queue         yours; fixed address from init to cleanup, never copied
+      vhost_vm, _device, _queue         yours; fixed address from init to cleanup, never copied;
+                                        zero if state or cleanup may be used before init
       vhost_backing                     yours; borrowed from add to the commit that leaves it out
       section, options                  yours; copied by the call
       tables of functions               yours; borrowed as long as the object they were given to
@@ -230,14 +232,18 @@ CONTENTS (grep -n '>>' vhost.h is the index)
       at the end            vhost_log_stop
 
    A log has one bit per 4 KiB from gpa 0 to the end of the last section; it grows before the
-   back-ends' tables do, and shrinks after them. The devices of one kind share one log, so a process
+   back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
+   of every section is dropped, and counted: sync before a commit that takes away memory which may
+   come back. The devices of one kind share one log, so a process
    that is a back-end could clear the bits of another.
 
 10. BEHIND A vIOMMU
 
-   Give the device memory ops with `translate`. If the driver accepts ACCESS_PLATFORM, the addresses
-   of rings are IOVAs: start looks all ring parts up and tells the back-end where they are before it
-   enables a ring; the back-end asks for everything else, and vhost_device_process answers. Call
+   Give the device memory ops with `translate` (`watch` may be NULL, and `map` is not used). If the
+   driver accepts ACCESS_PLATFORM, the addresses of rings are IOVAs: start looks all ring parts up
+   and tells the back-end where they are before it enables a ring; the back-end asks for everything
+   else, and vhost_device_process answers. (Without `translate`, ACCESS_PLATFORM is a matter between
+   driver and VMM, and ring addresses are gpas.) Call
    vhost_device_unmapped for whatever the vIOMMU unmaps, from watch(on) to watch(off). A miss
    without a translation is not answered, so that its ring waits; on_message says so. Entries lead
    to memory that is in the back-end's table; when a commit takes memory away, the back-end is told
@@ -249,7 +255,8 @@ CONTENTS (grep -n '>>' vhost.h is the index)
    that call returns. None may call back into the library but for reading (`vhost_memory_find`,
    public fields), unless it says so.
 
-      on_message       one line for people: each failing call once, and notes
+      on_message       one line for people: each failing call once, and notes. A guest can cause
+                       some (features it was not offered, IOVAs without memory): limit their rate
       on_trace         each step, as numbers, for tools and tests; not formatted
       on_broken        a device became BROKEN, whatever the call; device.last_error says why
       on_queue_error   the back-end found a queue's ring to be broken; in process
@@ -323,7 +330,7 @@ CONTENTS (grep -n '>>' vhost.h is the index)
 
    macro                     default              define it where
    VHOST_IMPLEMENTATION      off                  in one file, before the include
-   VHOST_STATIC              off                  with it: every function is static to that file
+   VHOST_STATIC              off                  with it, never alone: all functions are static
    VHOST_ASSERT(condition)   assert               implementation file; misuse of the API only
    VHOST_REALLOC, _CALLOC,   realloc, calloc,     implementation file; all three or none
    _FREE                     free
@@ -386,7 +393,7 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_LOG_UNSUPPORTED, "the back-end cannot log what it writes")                         \
     X(VHOST_WHY_LOG_MEMORY, "no memory for the dirty log")                                         \
     X(VHOST_WHY_IOTLB_UNSUPPORTED, "the back-end cannot work behind a vIOMMU")                     \
-    X(VHOST_WHY_IOTLB_UNMAPPED, "an IOVA has no translation")                                      \
+    X(VHOST_WHY_IOTLB_UNMAPPED, "an IOVA leads to no memory of the back-end")                      \
     X(VHOST_WHY_IOTLB_MESSAGE, "an IOTLB message that a back-end may not send")                    \
     X(VHOST_WHY_KERNEL_OPEN, "the vhost character device could not be opened")                     \
     X(VHOST_WHY_KERNEL_OWNER, "the vhost fd has an owner already")                                 \
@@ -435,7 +442,7 @@ typedef struct vhost_error {
     vhost_op op;    /* the back-end operation that failed, or VHOST_OP_NONE */
     int queue;      /* the queue concerned, or -1 */
     uint32_t line;  /* in the header that reports it */
-    char text[160]; /* for people, without newline, cut if too long */
+    char text[200]; /* for people, without newline, cut if too long */
 } vhost_error;
 
 /* ---- features: virtio feature bits 0 to 127 ---- */
@@ -663,7 +670,7 @@ typedef struct vhost_iotlb {
     uint8_t permit; /* VHOST_PERMIT_* */
     uint64_t iova;
     uint64_t size; /* bytes */
-    uint64_t gpa;  /* MAPPED: where iova leads, in guest memory */
+    uint64_t gpa;  /* MAP: where iova leads, in guest memory */
     void *host;    /* and in this process */
 } vhost_iotlb;
 
@@ -715,6 +722,9 @@ typedef struct vhost_fence {
    which they were submitted. Arguments are valid during the call only; results (a base, config
    bytes) are in place when the fence returns. After sever comes nothing but close, and maybe open.
    Queues count from 0 over the whole device.
+   open takes ownership and fills in the facts, which are zero before; if it fails, close is not
+   called. A table may be empty. UNMAP of 0 and UINT64_MAX bytes means everything; the pages of
+   rings are sent again after it. poll_fds may return more than capacity.
    A ring runs from the last of set_ring_kick, enable_ring(on) and set_running(on) that the back-end
    has, and is to be looked at then without a kick: buffers may wait in it. It stops at
    set_running(off), else enable_ring(off), else get_ring_base.
@@ -722,7 +732,7 @@ typedef struct vhost_fence {
    not through poll_fds, whose set is fixed from open to sever. */
 typedef struct vhost_backend_ops {
     /* Immediate. */
-    int (*open)(void *backend, vhost_device *device, vhost_facts *facts); /* (R) own it, read it */
+    int (*open)(void *backend, vhost_device *device, vhost_facts *facts); /* (R) */
     void (*close)(void *backend); /* the device lets go; once after each open, sever or not */
     void (*sever)(void *backend); /* (R) cut off for good: when it returns, nothing is touched */
     int (*poll_fds)(void *backend, int *fds, uint32_t capacity); /* returns how many there are */
@@ -750,6 +760,8 @@ typedef struct vhost_backend_ops {
     int (*set_config)(void *backend, uint32_t offset, const void *bytes, uint32_t size);
     /* Waits for all of the above. NULL: nothing is ever queued. */
     void (*fence)(void *backend, vhost_fence *result);
+    /* What failed last, in the back-end's own words; NULL: it has none. Only its text is read. */
+    const vhost_error *(*last_error)(void *backend);
 } vhost_backend_ops;
 
 /* ---- news and traces ---- */
@@ -876,7 +888,9 @@ struct vhost_device {
 
 /* >>api ----------------------------------------------------------------------------------------
 
-   Errors, threads and states: manual, chapters 5, 12 and 13. What is said there is not repeated. */
+   Errors, threads and states: manual, chapters 5, 12 and 13. What is said there is not repeated.
+   Pointers are not NULL unless it is said. Letters with numbers, such as D27, are the rules of
+   tests/rules.txt. */
 
 /* ---- words ---- */
 
@@ -938,7 +952,8 @@ VHOST_API int vhost_memory_find(const vhost_vm *vm, uint64_t gpa, vhost_extent *
    notifiers. Nothing is sent but what opening needs. queues: initialised by vhost_queue_init,
    borrowed until cleanup; their public fields are kept over cleanup (D27).
    -EINVAL: an operation is missing, or more queues than the back-end has; -ENOSPC: too few memory
-   slots for the map as it is (B3); -EBUSY: the VM has a transaction open; or what open returned. */
+   slots for the map as it is (B3); -EBUSY: the VM has a transaction open, or the device, its queues
+   or its back-end are attached already; or what open returned. */
 VHOST_API int vhost_device_init(vhost_device *device, vhost_vm *vm, const vhost_backend_ops *ops,
                                 void *backend, vhost_queue *queues, uint32_t count,
                                 const vhost_device_options *options);
@@ -964,8 +979,8 @@ VHOST_API int vhost_device_start(vhost_device *device);
 VHOST_API int vhost_device_stop(vhost_device *device);
 
 /* Virtio device reset: the back-end's (if it has one), features acknowledged, and in each queue
-   ready, addresses and position; kick_fd, call_fd, size and busy_loop_us are kept. Opens a BROKEN
-   device's back-end again. */
+   ready, addresses and position; kick_fd, call_fd, size, busy_loop_us and the mask are kept. Opens
+   a BROKEN device's back-end again. */
 VHOST_API int vhost_device_reset(vhost_device *device);
 
 /* Reads or writes `size` bytes of the device's config space. -ENOTSUP: the back-end has none, the
@@ -1819,14 +1834,6 @@ static uint64_t vhosti_log_size(const vhosti_map *map)
     return (last / VHOST_PAGE / VHOSTI_WORD_PAGES + 1) * sizeof(vhosti_word);
 }
 
-/* The size that a log of `size` bytes should have for a map that needs `need` (C6). */
-static uint64_t vhosti_log_resized(uint64_t size, uint64_t need)
-{
-    if (size < need)
-        return need + VHOSTI_LOG_SLACK;
-    return size > need + VHOSTI_LOG_SLACK ? need : size;
-}
-
 static struct vhosti_log *vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, uint64_t size)
 {
     struct vhosti_log *log = (struct vhosti_log *)vhosti_allocate(vm, NULL, sizeof *log);
@@ -1933,7 +1940,16 @@ static void vhosti_log_mark(const struct vhosti_log *log, uint64_t gpa, uint64_t
     }
 }
 
-/* Nobody writes to `from` any more; what was beyond the top of memory has no page. */
+/* Whether no page is dirty from a word on. */
+static bool vhosti_log_is_clean(const struct vhosti_log *log, uint64_t index)
+{
+    for (; index < vhosti_log_count(log); index++)
+        if (VHOST_LOAD(vhosti_log_words(log) + index) != 0)
+            return false;
+    return true;
+}
+
+/* Nobody writes to `from` any more, and it is clean where `to` ends. */
 static void vhosti_log_add(const struct vhosti_log *to, const struct vhosti_log *from)
 {
     uint64_t i, count = vhosti_log_count(from);
@@ -2044,16 +2060,25 @@ static vhost_why vhosti_why_of(int error)
     }
 }
 
+/* What the back-end itself has to say of a failure, as the end of a sentence. */
+static const char *vhosti_words(const vhost_device *device, int error)
+{
+    const vhost_error *last =
+        device->ops->last_error != NULL ? device->ops->last_error(device->backend) : NULL;
+    return last != NULL && last->code == error ? last->text : "no more is known";
+}
+
 /* Says which operation of the batch failed; returns its error. */
 static int vhosti_report_batch(vhost_device *device)
 {
     const vhosti_batch *batch = &device->batch;
+    const char *words = vhosti_words(device, batch->error);
     if (batch->queue >= 0)
         return VHOSTI_FAIL(device, batch->error, vhosti_why_of(batch->error), batch->op,
-                           batch->queue, "%s of queue %d, errno %d", vhost_op_name(batch->op),
-                           batch->queue, -batch->error);
+                           batch->queue, "%s of queue %d, errno %d: %s", vhost_op_name(batch->op),
+                           batch->queue, -batch->error, words);
     return VHOSTI_FAIL(device, batch->error, vhosti_why_of(batch->error), batch->op, -1,
-                       "%s, errno %d", vhost_op_name(batch->op), -batch->error);
+                       "%s, errno %d: %s", vhost_op_name(batch->op), -batch->error, words);
 }
 
 /* >>features ---------------------------------------------------------------------------------- */
@@ -2427,6 +2452,10 @@ static int vhosti_check_queue(vhost_device *device, uint32_t index)
         return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_RING_SIZE, VHOST_OP_NONE, (int)index,
                            "%lu descriptors in queue %lu", (unsigned long)queue->size,
                            (unsigned long)index);
+    if ((unsigned)queue->position.state > VHOST_POSITION_GUESSED)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_ARGUMENT, VHOST_OP_NONE, (int)index,
+                           "position.state %d of queue %lu", (int)queue->position.state,
+                           (unsigned long)index);
     if (queue->position.state == VHOST_POSITION_GUESSED)
         return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_POSITION_GUESSED, VHOST_OP_NONE, (int)index,
                            "queue %lu", (unsigned long)index);
@@ -2618,6 +2647,9 @@ static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
         vhosti_take_answer(device, queue);
     else if (queue->started)
         vhosti_guess_position(device, queue);
+    if (queue->started && queue->position.state == VHOST_POSITION_GUESSED)
+        vhosti_note(device, VHOST_WHY_POSITION_GUESSED, (int)(queue - device->queues),
+                    "%u in queue %ld", queue->position.avail, (long)(queue - device->queues));
     if (queue->started && device->vm->logging)
         vhosti_mark_ring(device, queue);
     vhosti_unmap_ring(device, queue, queue->started);
@@ -2654,7 +2686,7 @@ static int vhosti_test_event(vhost_device *device, const vhost_event *event, int
 
 static int vhosti_check_call(vhost_device *device, uint32_t index, const char *call)
 {
-    if (device->state != VHOST_STATE_STOPPED && device->state != VHOST_STATE_RUNNING)
+    if (device->state == VHOST_STATE_CLOSED)
         return vhosti_wrong_state(device, call);
     if (index < device->queue_count)
         return 0;
@@ -2930,8 +2962,8 @@ static int vhosti_open(vhost_device *device)
     memset(&facts, 0, sizeof facts);
     code = device->ops->open(device->backend, device, &facts);
     if (code < 0)
-        return VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_OPEN, -1, "open, errno %d",
-                           -code);
+        return VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_OPEN, -1,
+                           "open, errno %d: %s", -code, vhosti_words(device, code));
     device->opened = true;
     device->facts = facts;
     code = vhosti_check_facts(device);
@@ -2942,8 +2974,28 @@ static int vhosti_open(vhost_device *device)
     return code;
 }
 
+static bool vhosti_is_attached(const vhost_vm *vm, const vhost_device *device)
+{
+    const vhost_device *other = vm->devices;
+    while (other != NULL && other != device)
+        other = other->next;
+    return other != NULL;
+}
+
+/* Whether another device has the same queues or the same back-end object. */
+static bool vhosti_is_shared(const vhost_device *device)
+{
+    const vhost_device *other = device->vm->devices;
+    while (other != NULL && other->queues != device->queues && other->backend != device->backend)
+        other = other->next;
+    return other != NULL;
+}
+
 static int vhosti_check_init(vhost_device *device)
 {
+    if (vhosti_is_shared(device))
+        return VHOSTI_FAIL(device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, -1,
+                           "another device has these queues or this back-end");
     if (device->vm->in_transaction)
         return VHOSTI_FAIL(device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, -1,
                            "init while the VM has a transaction open");
@@ -2984,6 +3036,8 @@ VHOST_DEF int vhost_device_init(vhost_device *device, vhost_vm *vm, const vhost_
 {
     uint32_t i;
     int code;
+    if (vhosti_is_attached(vm, device))
+        return vhosti_wrong_state(device, "init");
     memset(device, 0, sizeof *device);
     device->vm = vm;
     device->ops = ops;
@@ -3458,8 +3512,8 @@ static int vhosti_process_backend(vhost_device *device)
     code = device->ops->process(device->backend);
     if (code >= 0)
         return 0;
-    (void)VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_PROCESS, -1, "process, errno %d",
-                      -code);
+    (void)VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_PROCESS, -1,
+                      "process, errno %d: %s", -code, vhosti_words(device, code));
     return vhosti_break(device, code);
 }
 
@@ -3573,22 +3627,22 @@ static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
     return 0;
 }
 
-/* A log of the right size for each kind in use, the old one where it fits. */
+/* A log that is large enough for each kind in use, the old one where it is. */
 static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
 {
-    uint64_t need = vhosti_log_size(vhosti_scratch(vm));
+    uint64_t need = vhosti_log_size(vhosti_scratch(vm)), roomy = need + VHOSTI_LOG_SLACK;
     int kind;
     for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++) {
         struct vhosti_log *old = vm->logs[kind];
-        uint64_t size = old != NULL ? vhosti_log_resized(old->memory.size, need) : 0;
         if (old == NULL)
             continue;
-        commit->logs[kind] = size == old->memory.size
-                                 ? vhosti_keep_log(old)
-                                 : vhosti_make_log(vm, (vhost_log_kind)kind, size);
+        if (old->memory.size >= need)
+            commit->logs[kind] = vhosti_keep_log(old);
+        else
+            commit->logs[kind] = vhosti_make_log(vm, (vhost_log_kind)kind, roomy);
         if (commit->logs[kind] == NULL)
             return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_LOG_MEMORY, "0x%llx bytes",
-                                  (vhosti_ull)size);
+                                  (vhosti_ull)roomy);
     }
     return 0;
 }
@@ -3653,23 +3707,15 @@ static int vhosti_check_rings_stay(vhost_device *device, const vhost_table *tabl
 }
 
 /* At each instant the log covers every region that the back-end has: it grows before the table does
-   and shrinks after it (C6). */
+   (C6). */
 static void vhosti_submit_change(vhost_device *device, const vhosti_commit *commit)
 {
     struct vhosti_table *table = commit->tables[device->facts.profile];
     struct vhosti_log *log = commit->logs[device->facts.log_kind];
-    struct vhosti_log *old = device->vm->logs[device->facts.log_kind];
-    bool grows = log != old && log->memory.size > old->memory.size;
-    bool shrinks = log != old && log->memory.size < old->memory.size;
-    bool loses = false;
-    if (grows)
+    if (log != device->vm->logs[device->facts.log_kind])
         vhosti_submit_log(device, log);
-    if (device->table != table)
-        loses = vhosti_submit_table(device, table);
-    if (loses)
+    if (device->table != table && vhosti_submit_table(device, table))
         vhosti_submit_iotlb_anew(device);
-    if (shrinks)
-        vhosti_submit_log(device, log);
 }
 
 static void vhosti_submit_commit(vhost_device *device, const vhosti_commit *commit)
@@ -3709,7 +3755,15 @@ static void vhosti_tell_devices(vhost_vm *vm, const vhosti_commit *commit)
             vhosti_finish_commit(device, commit);
 }
 
-/* No back-end writes to an old log any more: what is left in it goes on in the new one (L3). */
+/* No back-end writes to the old log any more: what is left in it goes on in the new one (L3). */
+static void vhosti_replace_log(vhost_vm *vm, int kind, struct vhosti_log *log)
+{
+    if (vm->logs[kind] != log)
+        vhosti_log_add(log, vm->logs[kind]);
+    vhosti_drop_log(vm, &vm->logs[kind]);
+    vm->logs[kind] = log;
+}
+
 static void vhosti_enforce_commit(vhost_vm *vm, vhosti_commit *commit)
 {
     int i;
@@ -3717,12 +3771,45 @@ static void vhosti_enforce_commit(vhost_vm *vm, vhosti_commit *commit)
         vhosti_drop_table(vm, &vm->tables[i]);
         vm->tables[i] = commit->tables[i];
     }
-    for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++) {
-        if (vm->logs[i] != commit->logs[i])
-            vhosti_log_add(commit->logs[i], vm->logs[i]);
-        vhosti_drop_log(vm, &vm->logs[i]);
-        vm->logs[i] = commit->logs[i];
+    for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++)
+        vhosti_replace_log(vm, i, commit->logs[i]);
+}
+
+/* ---- then the log may shrink (C6) ---- */
+
+/* Moves the running devices of a kind to another log. One that does not move is cut off. */
+static void vhosti_move_to_log(vhost_vm *vm, int kind, struct vhosti_log *log)
+{
+    vhost_device *device;
+    for (device = vm->devices; device != NULL; device = device->next)
+        if (device->state == VHOST_STATE_RUNNING && (int)device->facts.log_kind == kind) {
+            vhosti_begin(device);
+            vhosti_submit_log(device, log);
+        }
+    for (device = vm->devices; device != NULL; device = device->next) {
+        if (device->state != VHOST_STATE_RUNNING || (int)device->facts.log_kind != kind)
+            continue;
+        if (vhosti_fence(device) < 0)
+            (void)vhosti_break(device, vhosti_report_batch(device));
+        else
+            vhosti_hold_log(device, log);
     }
+}
+
+/* No back-end has memory beyond the top any more, so nothing is added there. What is there already
+   stays until it was synced: that memory may come back. Without memory for it, nothing shrinks. */
+static void vhosti_shrink_log(vhost_vm *vm, int kind)
+{
+    uint64_t need = vhosti_log_size(vhosti_current(vm));
+    struct vhosti_log *old = vm->logs[kind], *log;
+    if (old == NULL || old->memory.size <= need + VHOSTI_LOG_SLACK ||
+        !vhosti_log_is_clean(old, need / sizeof(vhosti_word)))
+        return;
+    log = vhosti_make_log(vm, (vhost_log_kind)kind, need);
+    if (log == NULL)
+        return;
+    vhosti_move_to_log(vm, kind, log);
+    vhosti_replace_log(vm, kind, log);
 }
 
 static void vhosti_trace_commit(vhost_vm *vm, bool changed)
@@ -3737,7 +3824,7 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
 {
     vhosti_commit commit;
     bool changed;
-    int code;
+    int kind, code;
     if (!vm->in_transaction)
         return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "no transaction is open");
     vm->in_transaction = false;
@@ -3752,6 +3839,8 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
         vm->current = !vm->current;
         vhosti_tell_devices(vm, &commit);
         vhosti_enforce_commit(vm, &commit);
+        for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
+            vhosti_shrink_log(vm, kind);
     }
     vhosti_trace_commit(vm, changed);
     return 0;
@@ -4047,9 +4136,10 @@ static void vhosti_sync_pages(vhosti_walk *walk, uint64_t page, uint64_t last)
 
 static int vhosti_check_sync(vhost_vm *vm, uint64_t gpa, uint64_t size, const vhost_log_sink *sink)
 {
-    uint64_t before = gpa - sink->bits_gpa; /* pages of the window that lie before gpa, in bytes */
+    uint64_t before; /* pages of the window that lie before gpa, in bytes */
     if (!vm->logging)
         return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "log sync without log start");
+    before = gpa - sink->bits_gpa;
     if (size == 0 || (gpa | size) % VHOST_PAGE != 0 || gpa + (size - 1) < gpa)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT, "log sync of 0x%llx+0x%llx",
                               (vhosti_ull)gpa, (vhosti_ull)size);

@@ -4,7 +4,7 @@
    Opens /dev/vhost-net, and drives it by ioctls for a vhost_device of vhost.h. */
 
 /*
-CONTENTS (grep -n '>>' vhost_kernel.h is the index)
+CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
 
    >>manual      how to use it, fds, seccomp
    >>types       the back-end object, its options, system calls
@@ -53,8 +53,8 @@ CONTENTS (grep -n '>>' vhost_kernel.h is the index)
                   Either kind is closed when the device breaks.
 
    A device that broke needs its fds opened anew: vhost_device_reset does it if they were opened by
-   path; else it fails, and last_error of the vhost_kernel says VHOST_WHY_KERNEL_SEVERED. So it does
-   with every reason of the kernel: device.last_error has the operation, this one the ioctl.
+   path; else it fails, and last_error of the vhost_kernel says VHOST_WHY_KERNEL_SEVERED. Reasons of
+   the kernel are always there: device.last_error names the operation, this one the ioctl.
 
 3. OLD KERNELS
 
@@ -385,11 +385,10 @@ static int vhosti_kernel_fail(vhost_kernel *kernel, int code, vhost_why why, uin
     error->queue = -1;
     error->line = line;
     if (pair >= 0)
-        (void)snprintf(error->text, sizeof error->text, "%s: %s (pair %ld), errno %d",
-                       vhost_why_text(why), what, (long)pair, -code);
+        (void)snprintf(error->text, sizeof error->text, "%s of pair %ld (%s)", what, (long)pair,
+                       vhost_why_text(why));
     else
-        (void)snprintf(error->text, sizeof error->text, "%s: %s, errno %d", vhost_why_text(why),
-                       what, -code);
+        (void)snprintf(error->text, sizeof error->text, "%s (%s)", what, vhost_why_text(why));
     return code;
 }
 
@@ -419,8 +418,12 @@ static int vhosti_kernel_ioctl(vhost_kernel *kernel, uint32_t i, const char *nam
 static int vhosti_kernel_ask(vhost_kernel *kernel, uint32_t i, const char *name,
                              unsigned long request, void *argument)
 {
+    vhost_error before = kernel->last_error; /* to be unknown is no failure */
     int code = vhosti_kernel_ioctl(kernel, i, name, request, argument);
-    return code == -ENOBUFS ? -ENOTSUP : code;
+    if (code != -ENOBUFS && code != -ENOTSUP)
+        return code;
+    kernel->last_error = before;
+    return -ENOTSUP;
 }
 
 typedef int (*vhosti_kernel_step)(vhost_kernel *kernel, uint32_t i, const void *value);
@@ -1104,6 +1107,11 @@ static int vhosti_kernel_op_poll_fds(void *backend, int *fds, uint32_t capacity)
     return count;
 }
 
+static const vhost_error *vhosti_kernel_op_last_error(void *backend)
+{
+    return &((const vhost_kernel *)backend)->last_error;
+}
+
 /* >>ops --------------------------------------------------------------------------------------- */
 
 VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(void)
@@ -1133,7 +1141,8 @@ VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(void)
         NULL, /* reset: start sends everything anew */
         NULL, /* get_config: the VMM's own */
         NULL, /* set_config */
-        NULL  /* fence: an ioctl is done when it returns */
+        NULL, /* fence: an ioctl is done when it returns */
+        vhosti_kernel_op_last_error,
     };
     return &ops;
 }

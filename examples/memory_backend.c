@@ -19,6 +19,14 @@ enum {
 
 /* ---- the rings ---- */
 
+/* What we wrote is dirty, if we are to log: a bit a page, in words that the VMM takes any time. */
+static void mark(const memory_backend *backend, bool logs, uint64_t gpa, uint64_t size)
+{
+    const uint64_t bits = 8 * sizeof *backend->log;
+    for (uint64_t page = gpa / VHOST_PAGE; logs && page <= (gpa + size - 1) / VHOST_PAGE; page++)
+        __atomic_fetch_or(&backend->log[page / bits], 1ul << (page % bits), __ATOMIC_RELEASE);
+}
+
 /* Copies from (or to) guest memory, piece by piece: what is one range for the driver may lie in
    several regions. Returns false if not all of it is memory. */
 static bool copy(const memory_backend *backend, uint64_t gpa, uint8_t *bytes, uint64_t size,
@@ -32,6 +40,7 @@ static bool copy(const memory_backend *backend, uint64_t gpa, uint8_t *bytes, ui
         uint64_t piece = region->size - offset < size ? region->size - offset : size;
         uint8_t *guest = (uint8_t *)region->host + offset;
         memcpy(to_guest ? guest : bytes, to_guest ? bytes : guest, (size_t)piece);
+        mark(backend, to_guest && backend->logs, gpa, piece);
         gpa += piece;
         bytes += piece;
         size -= piece;
@@ -87,12 +96,15 @@ static void take_kick(const memory_queue *queue)
 }
 
 /* Gives a chain back to the driver. */
-static void put_used(memory_queue *queue, uint16_t head, uint32_t length)
+static void put_used(const memory_backend *backend, memory_queue *queue, uint16_t head,
+                     uint32_t length)
 {
-    uint16_t index = le16toh(queue->used->index);
-    queue->used->entries[index % queue->size] = (ring_used_entry){htole32(head), htole32(length)};
+    uint16_t index = le16toh(queue->used->index), place = (uint16_t)(index % queue->size);
+    queue->used->entries[place] = (ring_used_entry){htole32(head), htole32(length)};
     __atomic_store_n(&queue->used->index, htole16((uint16_t)(index + 1)), __ATOMIC_RELEASE);
     queue->next++;
+    mark(backend, queue->logs_used, queue->used_gpa, sizeof(ring_used));
+    mark(backend, queue->logs_used, queue->used_gpa + sizeof(ring_used) + 8u * place, 8);
 }
 
 /* A queue that makes no sense is given up, until the driver resets it. */
@@ -116,7 +128,7 @@ static bool transmit_frame(memory_backend *backend, memory_queue *queue)
         return give_up(queue);
     if (write(backend->wire, bytes + HEADER, (size_t)size - HEADER) < 0 && errno == EAGAIN)
         return false; /* the wire is full: the chain stays where it is */
-    put_used(queue, head, 0);
+    put_used(backend, queue, head, 0);
     return true;
 }
 
@@ -132,7 +144,7 @@ static bool receive_frame(memory_backend *backend, memory_queue *queue)
     size += HEADER;
     if (copy_chain(backend, queue, head, bytes, (uint32_t)size, true) != size)
         return give_up(queue);
-    put_used(queue, head, (uint32_t)size);
+    put_used(backend, queue, head, (uint32_t)size);
     return true;
 }
 
@@ -168,10 +180,11 @@ static int be_open(void *backend, vhost_device *device, vhost_facts *facts)
 {
     (void)backend;
     (void)device;
-    *facts = (vhost_facts){.name = "memory", .profile = VHOST_PROFILE_BY_HOST};
+    *facts = (vhost_facts){.name = "memory", .profile = VHOST_PROFILE_BY_HOST, .max_queues = 2};
     facts->max_regions = MEMORY_BACKEND_REGIONS;
-    facts->max_queues = 2;
+    facts->log_kind = VHOST_DIRTY_PRIVATE;
     vhost_features_set(&facts->offered, VHOST_FEATURE_VERSION_1);
+    vhost_features_set(&facts->offered, VHOST_FEATURE_LOG_ALL);
     for (unsigned bit = 24; bit <= 41; bit++) /* rings and transport are ours to offer */
         vhost_features_set(&facts->its_bits, bit);
     return 0;
@@ -185,7 +198,7 @@ static void be_sever(void *backend)
 
 static int be_set_features(void *backend, const vhost_features *features)
 {
-    (void)backend;
+    ((memory_backend *)backend)->logs = vhost_features_test(features, VHOST_FEATURE_LOG_ALL);
     return vhost_features_test(features, VHOST_FEATURE_VERSION_1) ? 0 : -ENOTSUP;
 }
 
@@ -197,6 +210,13 @@ static int be_set_table(void *backend, const vhost_table_change *change)
     it->region_count = change->to->count;
     for (uint32_t i = 0; i < it->region_count; i++)
         it->regions[i] = change->to->regions[i];
+    return 0;
+}
+
+/* It has a bit for every page of the table, and is there before anything is to be logged. */
+static int be_set_log(void *backend, const vhost_log_memory *memory)
+{
+    ((memory_backend *)backend)->log = memory->base;
     return 0;
 }
 
@@ -237,6 +257,8 @@ static int be_set_ring_addresses(void *backend, uint32_t queue, const vhost_ring
     it->descriptors = rings->part[VHOST_DESC].host;
     it->available = rings->part[VHOST_AVAIL].host;
     it->used = rings->part[VHOST_USED].host;
+    it->used_gpa = rings->part[VHOST_USED].gpa;
+    it->logs_used = rings->log;
     return 0;
 }
 
@@ -263,6 +285,7 @@ const vhost_backend_ops *memory_backend_ops(void)
         .sever = be_sever,
         .set_features = be_set_features,
         .set_table = be_set_table,
+        .set_log = be_set_log,
         .set_ring_call = be_set_ring_call,
         .set_ring_error = be_set_ring_error,
         .set_ring_size = be_set_ring_size,

@@ -26,6 +26,8 @@ typedef struct memory_queue {
     const ring_descriptor *descriptors;
     const ring_available *available;
     ring_used *used;
+    uint64_t used_gpa;
+    bool logs_used;        /* writes to the used ring go to the log */
     int kick, call, error; /* notifiers, or -1 */
     bool enabled;
 } memory_queue;
@@ -36,6 +38,8 @@ typedef struct memory_backend {
     /* Private. */
     vhost_region regions[MEMORY_BACKEND_REGIONS];
     uint32_t region_count;
+    unsigned long *log;     /* a bit for each page */
+    bool logs;              /* writes to buffers go to it */
     memory_queue queues[2]; /* 0 receives, 1 transmits: as the driver sees it */
 } memory_backend;
 

@@ -3,14 +3,15 @@
 
    shows     All of vhost.h that a network card needs. This program is the hypervisor, and plays the
              guest too: a driver with its own rings in its own memory. Frames go both ways, and each
-             byte of each is checked, also across a stop and a restart.
+             byte of each is checked, also across a stop and a restart. The log of dirty pages is
+             compared with memory itself.
    build     make build/examples/vhost_net, or by hand:
              cc -O2 -I. examples/vhost_net.c examples/memory_backend.c examples/common/?*.c
    run       make demo: with /dev/vhost-net and /dev/net/tun, as root or with access to both, on the
              real thing; else on a simulated back-end, examples/memory_backend.c.
              make demo-vm: on real kernels, in virtual machines.
              vhost_net kernel, vhost_net simulated: on this and nothing else.
-   expected  Seven numbered steps, each with what was found, and as the last line
+   expected  Eight numbered steps, each with what was found, and as the last line
              demo: ok (/dev/vhost-net, Linux 6.12.117)
              Exit status 0 only if all of it held; else the last line is demo: FAILED (what), and 1.
 
@@ -21,6 +22,7 @@
 
 #include "common/frames.h"
 #include "common/net_driver.h"
+#include "common/page_map.h"
 #include "common/tap.h"
 #include "memory_backend.h"
 
@@ -80,8 +82,8 @@ typedef struct demo {
     int traced_queue;     /* the last one, */
     int column;           /* and where its line ends */
 
-    char message[160]; /* the library's last complaint */
-    char failure[240]; /* the first one of ours; empty: none */
+    char message[sizeof((vhost_error *)0)->text]; /* the library's last complaint */
+    char failure[240];                            /* the first one of ours; empty: none */
 } demo;
 
 __attribute__((format(printf, 2, 3))) static bool fail(demo *d, const char *format, ...)
@@ -308,6 +310,15 @@ static void show_call(demo *d, const vhost_trace *trace)
     d->column += printf(" %s", name);
 }
 
+static void show_calls(demo *d, bool on)
+{
+    d->tracing = on;
+    d->traced_queue = -2; /* none yet */
+    if (d->column != 0)
+        printf("\n");
+    d->column = 0;
+}
+
 static void on_trace(const vhost_trace *trace, void *user)
 {
     demo *d = user;
@@ -365,11 +376,9 @@ static bool start(demo *d)
         return false;
     fill_queues(d);
     printf("\n3. start: what the back-end is told\n");
-    d->tracing = true;
-    d->traced_queue = -2; /* none yet */
+    show_calls(d, true);
     bool good = TRY(d, vhost_device_start(&d->device));
-    d->tracing = false;
-    printf("\n");
+    show_calls(d, false);
     return good;
 }
 
@@ -586,18 +595,155 @@ static bool measure(demo *d)
     return flood(d, &d->guest) && flood(d, &d->host);
 }
 
-/* ---- 7. stop, and start where it was --------------------------------------------------------- */
+/* ---- 7. dirty pages -------------------------------------------------------------------------- */
 
 #define VOLLEY      40  /* frames */
 #define VOLLEY_SIZE 200 /* bytes of each */
 
+static bool send_volley(demo *d)
+{
+    bool good = true;
+    for (int i = 0; i < VOLLEY && good; i++)
+        good = send_next_number(d, &d->guest, VOLLEY_SIZE) &&
+               send_next_number(d, &d->host, VOLLEY_SIZE);
+    return good;
+}
+
+/* Goes on for a while: what should not come has time to come. */
+static bool linger(demo *d)
+{
+    double end = seconds() + 0.05;
+    while (seconds() < end)
+        if (!turn(d, 10))
+            return false;
+    return true;
+}
+
+/* How far the device is in both rings. */
+static uint32_t progress(const demo *d)
+{
+    return (uint32_t)split_ring_done(&d->driver.ring[0]) << 16 |
+           split_ring_done(&d->driver.ring[1]);
+}
+
+/* What stands in the pages of the driver: U and R are written by the device, G by the guest alone.
+   (Its available rings, too, but they share their pages with used rings.) */
+static void name_pages(const demo *d, page_map *map)
+{
+    const net_driver *driver = &d->driver;
+    page_map_name(map, driver->layout.buffers[NET_RECEIVE], NET_RING_SIZE * NET_BUFFER, 'R');
+    page_map_name(map, driver->layout.buffers[NET_TRANSMIT], NET_RING_SIZE * NET_BUFFER, 'G');
+    for (int i = 0; i < 2; i++) {
+        const split_ring *ring = &driver->ring[i];
+        page_map_name(map, ring->descriptors_gpa, split_ring_bytes(ring->size), 'G');
+        page_map_name(map, ring->used_gpa, ring->size * sizeof(ring_used_entry), 'U');
+    }
+}
+
+typedef struct page_counts {
+    unsigned used, receive, guest; /* pages */
+} page_counts;
+
+/* The log says what the device has written, memory itself shows what was written by whomever.
+   Returns NULL, or what is wrong. */
+static const char *compare(const page_map *map, page_counts *counts)
+{
+    *counts = (page_counts){0, 0, 0};
+    for (size_t page = 0; page < map->count; page++) {
+        bool dirty = map->dirty[page], changed = page_map_changed(map, page);
+        char kind = map->kind[page];
+        if (dirty && kind != 'U' && kind != 'R')
+            return "a page is dirty that the device has no business in";
+        if (dirty && !changed)
+            return "a page is dirty that nobody has written";
+        if (changed && !dirty && kind != 'G')
+            return "a page was written that is not dirty";
+        counts->used += dirty && kind == 'U';
+        counts->receive += dirty && kind == 'R';
+        counts->guest += changed && kind == 'G';
+    }
+    return NULL;
+}
+
+static void take_dirty(uint64_t gpa, uint64_t size, void *user)
+{
+    page_map_add(user, gpa, size);
+}
+
+/* Takes the log, and holds it against memory. A frame of somebody else may come in between: then
+   once more, with what it dirtied added. */
+static bool take_log(demo *d, page_map *map, page_counts *counts)
+{
+    vhost_log_sink sink = {.range = take_dirty, .user = map};
+    const char *wrong;
+    uint32_t before;
+    do {
+        before = progress(d);
+        if (!linger(d) || !TRY(d, vhost_log_sync(&d->vm, 0, RAM_SIZE, &sink)))
+            return false;
+        wrong = compare(map, counts);
+    } while (progress(d) != before);
+    return wrong == NULL || fail(d, "%s", wrong);
+}
+
+static bool log_traffic(demo *d, page_map *map)
+{
+    page_counts counts;
+    page_map_snapshot(map);
+    printf("   %d frames each way; all guest memory, 16 pages a character:\n", 3 * VOLLEY);
+    for (int i = 0; i < 3; i++) {
+        if (!send_volley(d))
+            return fail(d, "no room for a volley of frames");
+        if (!settle(d))
+            return false;
+    }
+    if (!take_log(d, map, &counts))
+        return false;
+    page_map_show(map);
+    printf("   U: a used ring is dirty, R: receive buffers are, a dot: nothing is\n");
+    printf("   %u pages dirty: %u of used rings, %u of receive buffers; exactly those that were "
+           "written\n",
+           counts.used + counts.receive, counts.used, counts.receive);
+    printf("   (%u more were written by the guest: the hypervisor's own log has those)\n",
+           counts.guest);
+    return (counts.used == 2 && counts.receive > 0) || fail(d, "pages are missing in the log");
+}
+
+static bool log_silence(demo *d, page_map *map)
+{
+    page_counts counts;
+    uint32_t before = progress(d);
+    page_map_snapshot(map);
+    if (!take_log(d, map, &counts))
+        return false;
+    printf("   after that, no frames: %u pages dirty%s\n", counts.used + counts.receive,
+           progress(d) != before ? ", by frames of others" : "");
+    return progress(d) != before || counts.used + counts.receive == 0 ||
+           fail(d, "pages are dirty without a frame");
+}
+
+static bool log_dirty_pages(demo *d)
+{
+    static page_map map;
+    printf("\n7. dirty pages, as a migration needs them: what the back-end is told\n");
+    if (!page_map_open(&map, d->backings[RAM].host, RAM_SIZE))
+        return fail(d, "no memory for a copy of memory");
+    name_pages(d, &map);
+    show_calls(d, true);
+    bool good = TRY(d, vhost_log_start(&d->vm));
+    show_calls(d, false);
+    good = good && log_traffic(d, &map) && log_silence(d, &map);
+    page_map_close(&map);
+    return TRY(d, vhost_log_stop(&d->vm)) && good;
+}
+
+/* ---- 8. stop, and start where it was --------------------------------------------------------- */
+
 /* Sends a volley each way, and does not wait for it. */
 static bool volley(demo *d, const char *when)
 {
-    for (int i = 0; i < VOLLEY; i++)
-        if (!send_next_number(d, &d->guest, VOLLEY_SIZE) ||
-            !send_next_number(d, &d->host, VOLLEY_SIZE))
-            return fail(d, "no room for a volley of frames %s", when);
+    if (!send_volley(d))
+        return fail(d, "no room for a volley of frames %s", when);
     printf("   frames %u to %u sent each way, %s\n", d->guest.sent - VOLLEY + 1, d->guest.sent,
            when);
     return true;
@@ -614,16 +760,6 @@ static bool show_positions(demo *d)
         if (position->state != VHOST_POSITION_CERTAIN)
             return fail(d, "the position of queue %d is not certain", i);
     }
-    return true;
-}
-
-/* Goes on for a while: what should not come has time to come. */
-static bool linger(demo *d)
-{
-    double end = seconds() + 0.05;
-    while (seconds() < end)
-        if (!turn(d, 10))
-            return false;
     return true;
 }
 
@@ -655,7 +791,7 @@ static bool restart(demo *d)
 
 static bool stop_and_start(demo *d)
 {
-    printf("\n7. stop, and start from the saved positions\n");
+    printf("\n8. stop, and start from the saved positions\n");
     count_from_zero(d);
     bool good = volley(d, "and stopped at once") && turn(d, 0) &&
                 TRY(d, vhost_device_stop(&d->device)) && show_positions(d) &&
@@ -786,7 +922,8 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     bool good = set_up(d, argc > 1 ? argv[1] : "");
     good = good && show_memory(d) && agree_on_features(d) && start(d);
-    good = good && guest_asks(d) && host_asks(d) && measure(d) && stop_and_start(d);
+    good = good && guest_asks(d) && host_asks(d) && measure(d) && log_dirty_pages(d) &&
+           stop_and_start(d);
     (void)good; /* the first failure is kept in d->failure */
     tear_down(d);
     return verdict(d);

@@ -97,7 +97,7 @@ static bool collect(net_driver *driver, int queue, uint16_t *buffer, uint32_t *l
 }
 
 /* The net header of a received frame. Its last field is the number of buffers that the frame is in:
-   1, says virtio; vhost-net leaves it 0 where it could not be anything else. */
+   1, says virtio; vhost-net does not write it without MRG_RXBUF, so that it is still 0. */
 static bool header_is_good(const uint8_t *header)
 {
     static const uint8_t zeros[NET_HEADER] = {0};

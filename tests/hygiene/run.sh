@@ -169,7 +169,7 @@ uapi() {  # COMPILER
 }
 
 sources() {
-    find . \( -name build -o -name .git \) -prune -o -type f \( "$@" \) -print
+    find vhost*.h README.md CHANGELOG.md LICENSE Makefile .ci examples tests -type f \( "$@" \)
 }
 
 # shellcheck disable=SC2016 # awk's own variables

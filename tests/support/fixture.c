@@ -196,11 +196,12 @@ static void on_message(vhost_level level, const vhost_error *what, const vhost_d
                        void *user)
 {
     fixture *f = (fixture *)user;
-    if (level == VHOST_LEVEL_ERROR) {
-        f->errors++;
-    } else {
+    if (level != VHOST_LEVEL_ERROR) {
         f->notes++;
+        f->last_note = *what;
+        return;
     }
+    f->errors++;
     f->last_message.level = level;
     f->last_message.what = *what;
     f->last_message.device = device;

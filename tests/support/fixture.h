@@ -64,7 +64,8 @@ typedef struct fixture {
     unsigned written[3];                 /* by fixture_memory_ops: parts given back as written */
     uint64_t shorten;                    /* fixture_memory_ops: no mapping is longer; 0: no limit */
     unsigned errors, notes;              /* messages */
-    fixture_message last_message;
+    fixture_message last_message;        /* of those that tell of a failure */
+    vhost_error last_note;
     unsigned broken[FIXTURE_DEVICES]; /* calls of on_broken */
     unsigned configs;                 /* calls of on_config */
     unsigned queue_errors[FIXTURE_QUEUES];

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: mutants.sh [N...]
-# Breaks the headers in one place at a time, as tests/mutants.txt says, and runs the unit tests: they
-# must fail. With numbers: those entries only, with the tests' output.
+# Breaks the headers in one place at a time, as tests/mutants.txt says, and runs the unit tests:
+# they must fail. With numbers: those entries only, with the tests' output.
 # What the tests do not notice is listed as survived, and means that a test is missing.
 set -eu
 cd "$(dirname "$0")/../.."

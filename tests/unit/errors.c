@@ -255,7 +255,7 @@ static const vhost_error *ring_error(fixture *f)
     (void)fixture_running_device(f);
     mock_ring_error(&f->mock[0], 0);
     (void)vhost_device_process(&f->device[0]);
-    return &f->last_message.what;
+    return &f->last_note;
 }
 
 static int translate(vhost_device *device, uint64_t iova, bool write, vhost_translation *entry,
@@ -322,7 +322,7 @@ TEST every_reason_is_given_when_provoked(fixture *f)
         const vhost_error *error = reasons[i].provoke(f);
         ASSERT_STR_EQ(vhost_why_text(reasons[i].why), vhost_why_text(error->why));
         if (reasons[i].why == VHOST_WHY_RING_ERROR) {
-            ASSERT_INT(VHOST_LEVEL_NOTE, f->last_message.level);
+            ASSERT_UINT(1, f->notes);
             ASSERT_INT(0, error->code);
         } else {
             ASSERT(error->code < 0);

@@ -1043,6 +1043,20 @@ TEST a_commit_that_adds_memory_makes_nobody_forget(fixture *f)
     return check(f);
 }
 
+/* For the back-end's table it is another region, but no page of it went away. */
+TEST a_region_that_grows_makes_nobody_forget(fixture *f)
+{
+    vhost_section sections[2];
+    ASSERT_OK(running_anew(f));
+    sections[0] = f->low;
+    sections[0].size += PAGE;
+    sections[1] = f->high;
+    ASSERT_OK(fixture_map(f, sections, 2));
+    ASSERT_UINT(1, mock_count(&f->mock[0], VHOST_OP_SET_TABLE, -1));
+    ASSERT_UINT(0, sent(f));
+    return check(f);
+}
+
 TEST a_queue_that_was_stopped_is_not_mapped_again(fixture *f)
 {
     ASSERT_OK(running(f));
@@ -1787,6 +1801,7 @@ SUITE(iotlb_suite)
     RUN_BEHIND(what_was_unmapped_is_not_mapped_again_unasked);
     RUN_BEHIND(a_commit_that_takes_memory_away_makes_the_back_end_forget);
     RUN_BEHIND(a_commit_that_adds_memory_makes_nobody_forget);
+    RUN_BEHIND(a_region_that_grows_makes_nobody_forget);
     RUN_BEHIND(a_queue_that_was_stopped_is_not_mapped_again);
     RUN_BEHIND(a_page_of_a_ring_that_vanishes_breaks_its_device);
     RUN_BEHIND(a_page_of_no_ring_may_vanish);

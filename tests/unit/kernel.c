@@ -1290,7 +1290,8 @@ TEST a_refusal_names_ioctl_pair_and_errno(bench *b)
     ASSERT_INT(VHOST_WHY_BACKEND_REFUSED, b->net.last_error.why);
     ASSERT(strstr(b->net.last_error.text, "SET_VRING_KICK") != NULL);
     ASSERT(strstr(b->net.last_error.text, "pair 1") != NULL);
-    ASSERT(strstr(b->net.last_error.text, "errno 9") != NULL);
+    ASSERT(strstr(b->device.last_error.text, "SET_VRING_KICK of pair 1") != NULL);
+    ASSERT(strstr(b->device.last_error.text, "errno 9") != NULL);
     PASS();
 }
 

@@ -833,14 +833,44 @@ TEST after_a_switch_the_new_log_is_synced(fixture *f)
     PASS();
 }
 
-TEST bits_of_memory_that_goes_are_gone(fixture *f)
+TEST bits_of_memory_that_goes_and_comes_back_stay(fixture *f)
 {
     ASSERT_OK(logging_device(f));
     ASSERT_OK(map_some(f, 3));
     mock_dirty(&f->mock[0], FAR);
-    mock_dirty(&f->mock[0], NEAR);
     ASSERT_OK(map_some(f, 2));
-    return takes_just(f, NEAR, PAGE);
+    ASSERT_OK(map_some(f, 3));
+    return takes_just(f, FAR, PAGE);
+}
+
+TEST bits_of_memory_that_is_away_are_dropped_and_counted(fixture *f)
+{
+    ranges taken;
+    ASSERT_OK(logging_device(f));
+    ASSERT_OK(map_some(f, 3));
+    mock_dirty(&f->mock[0], FAR);
+    ASSERT_OK(map_some(f, 2));
+    ASSERT_OK(take(f, 0, EVERYTHING, &taken));
+    ASSERT_UINT(0, taken.count);
+    ASSERT_U64(1, taken.sink.pages_dropped);
+    ASSERT_OK(map_some(f, 3));
+    return takes_just(f, 0, 0);
+}
+
+/* Or what was dirty beyond the top of memory would be lost. */
+TEST a_log_shrinks_only_where_it_is_clean(fixture *f)
+{
+    ranges taken;
+    ASSERT_OK(logging_device(f));
+    ASSERT_OK(map_some(f, 3));
+    uint64_t large = f->mock[0].log.size;
+    mock_dirty(&f->mock[0], FAR);
+    ASSERT_OK(map_some(f, 2));
+    ASSERT_U64(large, f->mock[0].log.size);
+    ASSERT_OK(take(f, 0, EVERYTHING, &taken));
+    ASSERT_OK(map_some(f, 1));
+    ASSERT(f->mock[0].log.size < large);
+    PASS();
 }
 
 TEST devices_of_different_ages_have_one_log(fixture *f)
@@ -1499,7 +1529,9 @@ static void run_commits(void)
     RUN_BOTH(no_bit_is_lost_when_the_log_is_replaced);
     RUN_BOTH(no_bit_is_lost_at_log_start);
     RUN_BOTH(after_a_switch_the_new_log_is_synced);
-    RUN_BOTH(bits_of_memory_that_goes_are_gone);
+    RUN_BOTH(bits_of_memory_that_goes_and_comes_back_stay);
+    RUN_BOTH(bits_of_memory_that_is_away_are_dropped_and_counted);
+    RUN_BOTH(a_log_shrinks_only_where_it_is_clean);
     RUN_BOTH(devices_of_different_ages_have_one_log);
     RUN_BOTH(a_stopped_device_gets_the_new_log_when_it_starts);
     RUN_ALL(who_refuses_the_new_log_breaks_and_its_bits_stay);

@@ -337,6 +337,16 @@ static uint64_t bytes_needed(const world *w)
     return (last / (8 * sizeof(unsigned long)) + 1) * sizeof(unsigned long);
 }
 
+static bool is_clean_from(const world *w, int kind, uint64_t page)
+{
+    for (uint64_t slot = 0; slot < SLOTS; slot++) {
+        if (w->dirty[kind][slot] && w->pages[slot] >= page) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void resize_logs(world *w)
 {
     uint64_t need = bytes_needed(w);
@@ -348,7 +358,7 @@ static void resize_logs(world *w)
         uint64_t before = *bytes;
         if (*bytes < need) {
             *bytes = need + SLACK;
-        } else if (*bytes > need + SLACK) {
+        } else if (*bytes > need + SLACK && is_clean_from(w, kind, 8 * need)) {
             *bytes = need;
         }
         w->tally->resizes += *bytes != before;

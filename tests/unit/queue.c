@@ -543,6 +543,41 @@ TEST stop_of_a_packed_ring_gives_both_positions(fixture *f)
     PASS();
 }
 
+/* A hostile answer is no better than none, and people are told. */
+static enum greatest_test_res nonsense_is_a_guess(fixture *f, uint32_t base)
+{
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    f->mock[0].rings[1].position = base;
+    unsigned notes = f->notes;
+    ASSERT_OK(vhost_device_stop(&f->device[0]));
+    ASSERT_INT(VHOST_POSITION_GUESSED, f->queue[0][1].position.state);
+    ASSERT_UINT(notes + 1, f->notes);
+    ASSERT_INT(VHOST_WHY_POSITION_GUESSED, f->last_note.why);
+    ASSERT_INT(1, f->last_note.queue);
+    PASS();
+}
+
+TEST a_split_position_of_more_than_16_bits_is_a_guess(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    return nonsense_is_a_guess(f, 0x10000);
+}
+
+TEST a_packed_position_outside_of_the_ring_is_a_guess(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, packed));
+    return nonsense_is_a_guess(f, 0x80000000u | f->queue[0][1].size);
+}
+
+TEST a_position_in_no_known_state_is_refused(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    f->queue[0][1].position.state = (vhost_position_state)3;
+    CHECK_CALL(start_refused(f, -EINVAL, VHOST_WHY_ARGUMENT));
+    f->queue[0][1].position.state = VHOST_POSITION_CERTAIN;
+    return start_and_stop(f);
+}
+
 TEST a_packed_ring_wraps(fixture *f)
 {
     ASSERT_OK(stopped_with(f, packed));
@@ -1046,6 +1081,9 @@ static void run_positions(void)
     RUN_BOTH(a_guessed_position_of_a_queue_that_is_not_ready_is_no_matter);
     RUN_BOTH(stop_finds_the_used_index);
     RUN_BOTH(stop_of_a_packed_ring_gives_both_positions);
+    RUN_BOTH(a_split_position_of_more_than_16_bits_is_a_guess);
+    RUN_BOTH(a_packed_position_outside_of_the_ring_is_a_guess);
+    RUN_BOTH(a_position_in_no_known_state_is_refused);
     RUN_BOTH(a_packed_ring_wraps);
     RUN_BOTH(the_position_of_a_dead_back_end_is_guessed);
     RUN_BOTH(the_position_of_a_dead_back_end_in_order_is_certain);
