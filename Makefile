@@ -40,7 +40,7 @@ $(KERNELS:%=demo-vm-%): demo-vm-%:
 
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
-	@tests/support/setup.sh greatest c++ clang vm || [ $$? -eq 77 ]
+	@tests/support/setup.sh greatest c++ clang valgrind vm || [ $$? -eq 77 ]
 	@$(call run,build-unit build hygiene unit examples real)
 
 .PHONY: test-unit
@@ -133,11 +133,23 @@ $(eval $(call unit_lane,clang,$(CLANG),sanitizers))
 $(eval $(call unit_lane,tsan,$(CLANG),threads under the sanitizer,-s threads_suite))
 $(eval $(call unit_lane,g++,$(CXX),$(CXX) C++11))
 $(eval $(call unit_lane,clang++,$(CLANGXX),$(CLANGXX) C++11))
+lane-unit: unit-valgrind
+unit-valgrind: build/unit/cc
 else
 lane-build-unit:
 	@:
 lane-unit:
 	@$(TALLY) skip "unit tests" "no greatest.h"
+endif
+
+# Fewer of the random maps, as each takes thirty times as long.
+.PHONY: unit-valgrind
+unit-valgrind:
+ifeq ($(call have,valgrind),)
+	@$(TALLY) skip "unit tests, valgrind" "no valgrind"
+else
+	@$(TALLY) suite "unit tests, valgrind" env VHOST_MODEL_RUNS=1000 \
+	    valgrind -q --error-exitcode=99 --leak-check=full --fair-sched=yes build/unit/cc
 endif
 
 .PHONY: lane-examples $(EXAMPLES:%=example-%)

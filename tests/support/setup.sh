@@ -1,5 +1,5 @@
 #!/bin/sh
-# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, vm
+# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, valgrind, vm
 #
 # Makes sure that what the tests need is there: packages by apt-get, as root on Debian; greatest.h
 # and the kernels of the virtual machine into build/. Says first what it is about to do, and
@@ -15,6 +15,7 @@ price() {
     greatest) echo "all suites" ;;
     c++) echo "the implementation as C++ by g++" ;;
     clang) echo "sanitizers, the implementation as C++ by clang++, format check" ;;
+    valgrind) echo "the unit tests under valgrind" ;;
     vm) echo "everything that runs on a real kernel" ;;
     esac
 }
@@ -53,6 +54,7 @@ look() {
             # Debian's clang only recommends the package with its sanitizers.
             sanitizers_link || packages="$packages libclang-rt-dev"
             ;;
+        valgrind) command_of valgrind valgrind ;;
         vm)
             command_of qemu-system-x86_64 qemu-system-x86
             command_of busybox busybox-static
