@@ -1539,7 +1539,7 @@ static bool vhosti_same_sections(const vhosti_map *a, const vhosti_map *b)
     return true;
 }
 
-/* ---- spans: look-up by guest physical address (decision 5) ---- */
+/* ---- spans: look-up by guest physical address ---- */
 
 static bool vhosti_is_writable(const struct vhosti_section *section)
 {
@@ -1610,7 +1610,7 @@ VHOST_DEF int vhost_memory_find(const vhost_vm *vm, uint64_t gpa, vhost_extent *
     return 0;
 }
 
-/* ---- tables: what back-ends are told (M3, M7, C2, decision 3) ---- */
+/* ---- tables: what back-ends are told (M3, M7, C2) ---- */
 
 static bool vhosti_is_for_backends(const struct vhosti_section *section)
 {
@@ -2487,7 +2487,7 @@ static int vhosti_map_ring(vhost_device *device, uint32_t index)
     return code;
 }
 
-/* ---- positions (V5, decisions 6 and 18) ---- */
+/* ---- positions (V5) ---- */
 
 static uint32_t vhosti_encode_position(const vhost_device *device, const vhost_position *position)
 {
@@ -3671,7 +3671,7 @@ static int vhosti_prepare_commit(vhost_vm *vm, vhosti_commit *commit)
     return code;
 }
 
-/* ---- from here on nothing fails but devices (decision 2) ---- */
+/* ---- from here on nothing fails but devices ---- */
 
 /* Whether all parts of a running ring are where they were; reports the first that is not. */
 static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const vhost_table *table)

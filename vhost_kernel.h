@@ -683,7 +683,7 @@ static void vhosti_kernel_op_close(void *backend)
 /* >>whole ------------------------------------------------------------------------------------- */
 
 /* Linux 6.1 keeps its IOTLB when ACCESS_PLATFORM goes, and then refuses every ring until the owner
-   is reset (decision 15). What the owner's reset takes with it, start sends anew. */
+   is reset. What the owner's reset takes with it, start sends anew. */
 static int vhosti_kernel_unstick(vhost_kernel *kernel, const vhost_features *features)
 {
     uint32_t i;

@@ -364,7 +364,7 @@ TEST a_vm_may_be_cleaned_up_while_it_logs(fixture *f)
     PASS();
 }
 
-/* ---- blockers (B2, decision 18) ---- */
+/* ---- blockers (B2) ---- */
 
 /* Makes device d unable to log, in one of three ways. */
 static void cannot_log(fixture *f, unsigned d, unsigned way)
