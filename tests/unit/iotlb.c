@@ -1,5 +1,5 @@
 /* Behind a vIOMMU: rings, misses, what is forgotten, and what the vIOMMU is asked: >>iotlb. */
-#include "fixture.h"
+#include "exhaust.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -1658,10 +1658,10 @@ static enum greatest_test_res runs_again(fixture *f)
     return check(f);
 }
 
-/* One round. *done: the operation ended before it came to its Nth fallible call. */
-static enum greatest_test_res let_fail(fixture *f, const operation *what, fault_plan plan,
-                                       unsigned nth, unsigned distance, bool *done)
+static enum greatest_test_res let_fail(fixture *f, size_t number, fault_plan plan, unsigned nth,
+                                       unsigned distance)
 {
+    const operation *what = &operations[number];
     CHECK_CALL(fixture_renew(f));
     arrange(f);
     ASSERT_OK(what->arrange(f));
@@ -1669,8 +1669,7 @@ static enum greatest_test_res let_fail(fixture *f, const operation *what, fault_
     fault_arm(&f->fault, plan, nth, distance);
     int result = what->act(f);
     fault_disarm(&f->fault);
-    *done = !f->fault.hit;
-    if (*done) {
+    if (!f->fault.hit) {
         ASSERT_OK(result);
         PASS();
     }
@@ -1678,54 +1677,31 @@ static enum greatest_test_res let_fail(fixture *f, const operation *what, fault_
     return runs_again(f);
 }
 
-static enum greatest_test_res exhaust(fixture *f, const operation *what, fault_plan plan,
-                                      unsigned distance)
+static const char *name_of(size_t number)
 {
-    bool done = false;
-    for (unsigned nth = 1; !done; nth++) {
-        if (let_fail(f, what, plan, nth, distance, &done) != GREATEST_TEST_RES_PASS) {
-            fprintf(stderr, "%s, %s: call %u fails (%s of queue %d, kind %d), plan %d+%u\n",
-                    mock_mode_name(f->mode), what->name, nth, vhost_op_name(f->fault.op),
-                    f->fault.queue, (int)f->fault.kind, (int)plan, distance);
-            return GREATEST_TEST_RES_FAIL;
-        }
-        ASSERT(nth < 1000);
-    }
-    PASS();
+    return operations[number].name;
 }
 
-static enum greatest_test_res exhaust_all(fixture *f, fault_plan plan, unsigned distance)
-{
-    enum greatest_test_res result = GREATEST_TEST_RES_PASS;
-    for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
-        if (exhaust(f, &operations[i], plan, distance) != GREATEST_TEST_RES_PASS) {
-            result = GREATEST_TEST_RES_FAIL;
-        }
-    }
-    return result;
-}
+static const exhaust_trial trial = {sizeof operations / sizeof *operations, name_of, let_fail};
 
 TEST each_call_behind_a_viommu_fails_once(fixture *f)
 {
-    return exhaust_all(f, FAULT_ONCE, 0);
+    return exhaust(f, &trial, FAULT_ONCE);
 }
 
 TEST each_call_behind_a_viommu_fails_and_all_after_it(fixture *f)
 {
-    return exhaust_all(f, FAULT_EVER_AFTER, 0);
+    return exhaust(f, &trial, FAULT_EVER_AFTER);
 }
 
 TEST each_call_behind_a_viommu_fails_and_one_after_it(fixture *f)
 {
-    for (unsigned distance = 1; distance <= 8; distance++) {
-        CHECK_CALL(exhaust_all(f, FAULT_TWICE, distance));
-    }
-    PASS();
+    return exhaust_pairs(f, &trial, 8);
 }
 
 TEST the_back_end_dies_behind_a_viommu(fixture *f)
 {
-    return exhaust_all(f, FAULT_DEATH, 0);
+    return exhaust(f, &trial, FAULT_DEATH);
 }
 
 /* ---- the suite ---- */

@@ -1,6 +1,6 @@
 /* Every fallible call fails while the dirty log comes, goes, is replaced, or is in use: all devices
    log or none does, nobody logs into memory that is gone, no page is lost, and all works again. */
-#include "fixture.h"
+#include "exhaust.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -369,9 +369,10 @@ static enum greatest_test_res judge(fixture *f, const operation *what, int resul
     return works_again(f, log);
 }
 
-static enum greatest_test_res let_fail(fixture *f, const operation *what, fault_plan plan,
-                                       unsigned nth, unsigned distance)
+static enum greatest_test_res let_fail(fixture *f, size_t number, fault_plan plan, unsigned nth,
+                                       unsigned distance)
 {
+    const operation *what = &operations[number];
     vhost_state before[FIXTURE_DEVICES];
     CHECK_CALL(fixture_renew(f));
     ASSERT_OK(what->arrange(f));
@@ -386,55 +387,31 @@ static enum greatest_test_res let_fail(fixture *f, const operation *what, fault_
     return judge(f, what, result, before, broken_before);
 }
 
-static enum greatest_test_res exhaust(fixture *f, const operation *what, fault_plan plan,
-                                      unsigned distance)
+static const char *name_of(size_t number)
 {
-    unsigned nth = 0;
-    do {
-        nth++;
-        if (let_fail(f, what, plan, nth, distance) != GREATEST_TEST_RES_PASS) {
-            fprintf(stderr, "%s, %s: call %u fails (%s of queue %d, kind %d), plan %d+%u\n",
-                    mock_mode_name(f->mode), what->name, nth, vhost_op_name(f->fault.op),
-                    f->fault.queue, (int)f->fault.kind, (int)plan, distance);
-            return GREATEST_TEST_RES_FAIL;
-        }
-    } while (f->fault.hit);
-    ASSERT(nth > 1);
-    PASS();
+    return operations[number].name;
 }
 
-static enum greatest_test_res exhaust_all(fixture *f, fault_plan plan, unsigned distance)
-{
-    enum greatest_test_res result = GREATEST_TEST_RES_PASS;
-    for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
-        if (exhaust(f, &operations[i], plan, distance) != GREATEST_TEST_RES_PASS) {
-            result = GREATEST_TEST_RES_FAIL;
-        }
-    }
-    return result;
-}
+static const exhaust_trial trial = {sizeof operations / sizeof *operations, name_of, let_fail};
 
 TEST each_call_about_the_log_fails_once(fixture *f)
 {
-    return exhaust_all(f, FAULT_ONCE, 0);
+    return exhaust(f, &trial, FAULT_ONCE);
 }
 
 TEST each_call_about_the_log_fails_and_all_after_it(fixture *f)
 {
-    return exhaust_all(f, FAULT_EVER_AFTER, 0);
+    return exhaust(f, &trial, FAULT_EVER_AFTER);
 }
 
 TEST each_call_about_the_log_fails_and_one_after_it(fixture *f)
 {
-    for (unsigned distance = 1; distance <= 10; distance++) {
-        CHECK_CALL(exhaust_all(f, FAULT_TWICE, distance));
-    }
-    PASS();
+    return exhaust_pairs(f, &trial, 10);
 }
 
 TEST a_back_end_dies_in_each_call_about_the_log(fixture *f)
 {
-    return exhaust_all(f, FAULT_DEATH, 0);
+    return exhaust(f, &trial, FAULT_DEATH);
 }
 
 SUITE(log_faults_suite)
