@@ -18,7 +18,7 @@
 #define HOME   (8 * MIB)             /* from the one place of an entry to its other one */
 
 enum {
-    ENTRIES = (int)(MACHINE_PAIRS * MACHINE_PAIR / VHOST_PAGE)
+    ENTRIES = (int)(2 * MACHINE_PAIR / VHOST_PAGE) /* for two pairs */
 };
 
 /* ---- system calls, counted and made to fail ---- */
@@ -273,7 +273,9 @@ static enum greatest_test_res run_behind_iommu(machine *m)
     CHECK_CALL(current_test(m));
     vhost_device_cleanup(&m->device);
     ASSERT_INT(0, unit.watching);
-    ASSERT_UINT(0, m->queue_errors);
+    for (int q = 0; q < MACHINE_QUEUES; q++) {
+        ASSERT_UINT(0, m->queue_errors[q]);
+    }
     return nothing_is_elsewhere(m);
 }
 
@@ -352,29 +354,19 @@ TEST frames_find_their_way(machine *m)
     PASS();
 }
 
-static enum greatest_test_res pairs_talk(machine *m, uint16_t first)
-{
-    for (uint16_t i = first; i < first + 10; i++) {
-        for (uint32_t pair = 0; pair < 2; pair++) {
-            CHECK_CALL(machine_pair_talks(m, pair, i));
-        }
-    }
-    PASS();
-}
-
 TEST two_pairs_are_answered_each_on_its_own_fd(machine *m)
 {
     ASSERT_OK(machine_running(m, 2));
-    CHECK_CALL(pairs_talk(m, 0));
+    CHECK_CALL(machine_pairs_talk(m, 0, 10));
     ASSERT_OK(iommu_move_home(m, WINDOW + MACHINE_PAIR - VHOST_PAGE));
-    CHECK_CALL(pairs_talk(m, 10));
+    CHECK_CALL(machine_pairs_talk(m, 10, 10));
     ASSERT_OK(machine_map(m, true));
     ASSERT_OK(machine_map(m, false));
-    CHECK_CALL(pairs_talk(m, 20));
+    CHECK_CALL(machine_pairs_talk(m, 20, 10));
     ASSERT_OK(vhost_device_stop(&m->device));
     ASSERT_OK(iommu_move_home(m, WINDOW + MACHINE_PAIR)); /* rings and all of the second pair */
     ASSERT_OK(vhost_device_start(&m->device));
-    CHECK_CALL(pairs_talk(m, 30));
+    CHECK_CALL(machine_pairs_talk(m, 30, 10));
     ASSERT_UINT(0, m->errors);
     PASS();
 }
@@ -655,33 +647,17 @@ TEST a_ring_in_memory_that_went_does_not_start(machine *m)
 
 /* ---- the dirty log ---- */
 
-static enum greatest_test_res begin_log(machine *m)
-{
-    CHECK_CALL(machine_frames_flow(m, 5));
-    ASSERT(machine_settles(m));
-    ASSERT_OK(vhost_log_start(&m->vm));
-    machine_forget_written(m);
-    PASS();
-}
-
-/* Of queues 0 and 1, all of it: as after a stop. */
-static void note_used_rings(machine *m)
-{
-    machine_note_used_ring(m, 0);
-    machine_note_used_ring(m, 1);
-}
-
 TEST the_log_has_guest_physical_pages(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     for (unsigned round = 0; round < 5; round++) {
         CHECK_CALL(machine_frames_flow(m, MACHINE_BURST));
         CHECK_CALL(machine_exactly_written(m));
         CHECK_CALL(pages_move(m, round * 20, 20));
     }
     ASSERT_OK(vhost_device_stop(&m->device));
-    note_used_rings(m);
+    machine_note_used_rings(m);
     ASSERT_UINT(4, machine_count_pages(m->written));
     CHECK_CALL(machine_exactly_written(m));
     ASSERT_OK(vhost_device_start(&m->device));
@@ -697,18 +673,9 @@ TEST the_log_has_guest_physical_pages(machine *m)
 TEST no_page_is_lost_while_memory_comes_and_goes(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     for (unsigned round = 0; round < 10; round++) {
-        unsigned char *dirty = machine_no_pages();
-        CHECK_CALL(machine_guest_posts(m, 60));
-        CHECK_CALL(machine_host_posts(m, 30));
-        ASSERT_OK(machine_map(m, true));
-        CHECK_CALL(machine_guest_gets(m, 10));
-        CHECK_CALL(machine_take_log(m, dirty));
-        ASSERT_OK(machine_map(m, false));
-        CHECK_CALL(machine_guest_gets(m, 20));
-        CHECK_CALL(machine_host_gets(m, 60));
-        CHECK_CALL(machine_written_is_dirty(m, dirty));
+        CHECK_CALL(machine_resizes_lose_no_page(m));
     }
     ASSERT(m->logs >= 21);
     PASS();
@@ -718,17 +685,10 @@ TEST the_log_is_switched_on_and_off_under_traffic(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
     for (unsigned round = 0; round < 50; round++) {
-        CHECK_CALL(machine_guest_posts(m, 20));
-        CHECK_CALL(machine_host_posts(m, 10));
-        ASSERT_OK(vhost_log_start(&m->vm));
-        CHECK_CALL(machine_guest_gets(m, 5));
-        ASSERT_OK(vhost_log_stop(&m->vm));
-        CHECK_CALL(machine_guest_gets(m, 5));
-        CHECK_CALL(machine_host_gets(m, 20));
-        ASSERT(machine_settles(m));
+        CHECK_CALL(machine_log_switches_lose_no_frame(m, 5));
     }
     ASSERT_UINT(0, m->errors);
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     CHECK_CALL(machine_frames_flow(m, MACHINE_BURST));
     return machine_exactly_written(m);
 }

@@ -119,22 +119,12 @@ static enum greatest_test_res take_bits(machine *m, uint64_t gpa, uint64_t size,
     PASS();
 }
 
-/* Books and log begin together, while nothing moves. */
-static enum greatest_test_res begin_log(machine *m)
-{
-    CHECK_CALL(machine_frames_flow(m, 5));
-    ASSERT(machine_settles(m));
-    ASSERT_OK(vhost_log_start(&m->vm));
-    machine_forget_written(m);
-    return machine_nothing_is_dirty(m);
-}
-
 /* ---- what is logged ---- */
 
 TEST what_is_written_is_logged_and_nothing_else(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     for (unsigned round = 1; round <= 5; round++) {
         CHECK_CALL(machine_frames_flow(m, 7 * round));
         CHECK_CALL(machine_exactly_written(m));
@@ -163,7 +153,7 @@ TEST every_page_that_changed_is_logged(machine *m)
 {
     unsigned char *dirty = machine_no_pages();
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     unsigned char *before = malloc(MACHINE_RAM);
     memcpy(before, m->ram, MACHINE_RAM);
     CHECK_CALL(machine_frames_flow(m, MACHINE_BURST));
@@ -184,7 +174,7 @@ TEST sending_dirties_the_used_ring_alone(machine *m)
 {
     unsigned char *dirty = machine_no_pages();
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     CHECK_CALL(machine_frames_go_out(m, MACHINE_BURST));
     CHECK_CALL(machine_frames_go_out(m, MACHINE_BURST));
     CHECK_CALL(machine_take_log(m, dirty));
@@ -198,7 +188,7 @@ TEST a_bitmap_says_the_same_as_ranges(machine *m)
 {
     const uint64_t middle = 0x5b000; /* among the buffers to receive into */
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     for (unsigned round = 0; round < 3; round++) {
         unsigned char *dirty = machine_no_pages();
         CHECK_CALL(machine_frames_flow(m, MACHINE_BURST));
@@ -218,7 +208,7 @@ TEST a_log_fd_is_signalled(machine *m)
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     ASSERT_OK(machine_running(m, 1));
     ASSERT_OK(vhost_kernel_set_log_fd(&m->net, fd));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     ASSERT_FALSE(machine_waits(m, fd, 0));
     CHECK_CALL(machine_frames_come_in(m, 1));
     ASSERT(machine_waits(m, fd, MACHINE_PATIENCE));
@@ -229,28 +219,12 @@ TEST a_log_fd_is_signalled(machine *m)
 
 /* ---- memory that comes and goes ---- */
 
-/* Takes the log between two resizes, too, and while frames are on their way. */
-static enum greatest_test_res frames_and_resizes(machine *m)
-{
-    unsigned char *dirty = machine_no_pages();
-    CHECK_CALL(machine_guest_posts(m, 60));
-    CHECK_CALL(machine_host_posts(m, 30));
-    ASSERT_OK(machine_map(m, true));
-    CHECK_CALL(machine_guest_gets(m, 10));
-    CHECK_CALL(machine_take_log(m, dirty));
-    CHECK_CALL(machine_guest_gets(m, 10));
-    ASSERT_OK(machine_map(m, false));
-    CHECK_CALL(machine_guest_gets(m, 10));
-    CHECK_CALL(machine_host_gets(m, 60));
-    return machine_written_is_dirty(m, dirty);
-}
-
 TEST no_page_is_lost_while_memory_comes_and_goes(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     for (unsigned round = 1; round <= 40; round++) {
-        CHECK_CALL(frames_and_resizes(m));
+        CHECK_CALL(machine_resizes_lose_no_page(m));
         ASSERT_UINT(1 + 2 * round, m->logs); /* larger, and small again */
     }
     PASS();
@@ -269,8 +243,7 @@ TEST memory_plugged_in_while_logging_is_logged(machine *m)
     ASSERT_OK(vhost_device_stop(&m->device));
     ASSERT_OK(machine_map(m, false)); /* with pages in it that nobody took yet */
     ASSERT_OK(machine_map(m, true));
-    machine_note_used_ring(m, 0);
-    machine_note_used_ring(m, 1);
+    machine_note_used_rings(m);
     return machine_exactly_written(m);
 }
 
@@ -279,15 +252,14 @@ TEST memory_plugged_in_while_logging_is_logged(machine *m)
 TEST a_stop_leaves_the_used_rings_dirty(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     ASSERT_OK(vhost_queue_stop(&m->device, 1));
     machine_note_used_ring(m, 1);
     CHECK_CALL(machine_exactly_written(m));
     ASSERT_OK(vhost_queue_start(&m->device, 1));
     CHECK_CALL(machine_frames_flow(m, 10));
     ASSERT_OK(vhost_device_stop(&m->device));
-    machine_note_used_ring(m, 0);
-    machine_note_used_ring(m, 1);
+    machine_note_used_rings(m);
     CHECK_CALL(machine_exactly_written(m));
     return machine_nothing_is_dirty(m);
 }
@@ -295,11 +267,10 @@ TEST a_stop_leaves_the_used_rings_dirty(machine *m)
 TEST what_is_dirty_survives_its_device(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     CHECK_CALL(machine_frames_flow(m, 50));
     vhost_device_cleanup(&m->device);
-    machine_note_used_ring(m, 0);
-    machine_note_used_ring(m, 1);
+    machine_note_used_rings(m);
     CHECK_CALL(machine_exactly_written(m));
     ASSERT_OK(machine_attach(m));
     ASSERT_OK(vhost_device_start(&m->device));
@@ -321,8 +292,7 @@ TEST a_start_while_logging_logs(machine *m)
         CHECK_CALL(machine_frames_flow(m, 20));
         CHECK_CALL(machine_exactly_written(m));
         ASSERT_OK(vhost_device_stop(&m->device));
-        machine_note_used_ring(m, 0);
-        machine_note_used_ring(m, 1);
+        machine_note_used_rings(m);
         CHECK_CALL(machine_exactly_written(m));
     }
     PASS();
@@ -332,14 +302,13 @@ TEST a_start_while_logging_logs(machine *m)
 TEST no_page_is_lost_at_a_stop(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     for (unsigned round = 0; round < 20; round++) {
         unsigned char *dirty = machine_no_pages();
         CHECK_CALL(machine_guest_posts(m, 60));
         CHECK_CALL(machine_host_posts(m, 20));
         ASSERT_OK(vhost_device_stop(&m->device));
-        machine_note_used_ring(m, 0);
-        machine_note_used_ring(m, 1);
+        machine_note_used_rings(m);
         CHECK_CALL(machine_take_log(m, dirty));
         ASSERT_OK(vhost_device_start(&m->device));
         CHECK_CALL(machine_guest_gets(m, 20));
@@ -356,7 +325,7 @@ TEST nothing_is_logged_after_the_end(machine *m)
     uint64_t bits[MACHINE_PAGES / 64];
     vhost_log_sink sink = {.bits = bits, .bits_count = MACHINE_PAGES};
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     CHECK_CALL(machine_frames_flow(m, 20));
     ASSERT_OK(vhost_log_stop(&m->vm));
     ASSERT_UINT(1, log_count); /* as it was then, says run_with_kept_logs */
@@ -366,32 +335,19 @@ TEST nothing_is_logged_after_the_end(machine *m)
     ASSERT_OK(vhost_device_stop(&m->device));
     ASSERT_OK(vhost_device_start(&m->device));
     CHECK_CALL(machine_frames_flow(m, MACHINE_BURST));
-    CHECK_CALL(begin_log(m));
+    CHECK_CALL(machine_begin_log(m));
     CHECK_CALL(machine_frames_flow(m, 20));
     return machine_exactly_written(m);
-}
-
-static enum greatest_test_res frames_while_switching(machine *m)
-{
-    CHECK_CALL(machine_guest_posts(m, 12));
-    CHECK_CALL(machine_host_posts(m, 6));
-    ASSERT_OK(vhost_log_start(&m->vm));
-    CHECK_CALL(machine_guest_gets(m, 3));
-    ASSERT_OK(vhost_log_stop(&m->vm));
-    CHECK_CALL(machine_guest_gets(m, 3));
-    CHECK_CALL(machine_host_gets(m, 12));
-    ASSERT(machine_settles(m));
-    PASS();
 }
 
 TEST on_and_off_200_times_under_traffic(machine *m)
 {
     ASSERT_OK(machine_running(m, 1));
-    CHECK_CALL(frames_while_switching(m));
+    CHECK_CALL(machine_log_switches_lose_no_frame(m, 3));
     unsigned fds = machine_fds();
     long before = machine_resident();
     for (unsigned i = 0; i < 200; i++) {
-        CHECK_CALL(frames_while_switching(m));
+        CHECK_CALL(machine_log_switches_lose_no_frame(m, 3));
     }
     ASSERT_UINT(fds, machine_fds());
     ASSERT(before > 0 && machine_resident() - before < 64);
@@ -402,26 +358,16 @@ TEST on_and_off_200_times_under_traffic(machine *m)
 
 /* ---- two pairs ---- */
 
-static enum greatest_test_res pairs_talk(machine *m, uint16_t first, uint16_t number)
-{
-    for (uint16_t i = first; i < first + number; i++) {
-        for (uint32_t pair = 0; pair < 2; pair++) {
-            CHECK_CALL(machine_pair_talks(m, pair, i));
-        }
-    }
-    PASS();
-}
-
 TEST two_pairs_share_one_log(machine *m)
 {
     ASSERT_OK(machine_running(m, 2));
-    CHECK_CALL(pairs_talk(m, 0, 3));
+    CHECK_CALL(machine_pairs_talk(m, 0, 3));
     ASSERT(machine_settles(m));
     ASSERT_OK(vhost_log_start(&m->vm));
     ASSERT_UINT(1, m->logs);
     machine_forget_written(m);
     for (uint16_t round = 0; round < 5; round++) {
-        CHECK_CALL(pairs_talk(m, (uint16_t)(10 * round), 10));
+        CHECK_CALL(machine_pairs_talk(m, (uint16_t)(10 * round), 10));
         ASSERT(machine_settles(m));
         for (uint32_t q = 0; q < 4; q++) {
             ASSERT(m->written[m->queue[q].used / VHOST_PAGE]);
@@ -430,9 +376,7 @@ TEST two_pairs_share_one_log(machine *m)
         ASSERT_OK(machine_map(m, round % 2 == 0));
     }
     ASSERT_OK(vhost_device_stop(&m->device));
-    for (uint32_t q = 0; q < 4; q++) {
-        machine_note_used_ring(m, q);
-    }
+    machine_note_used_rings(m);
     ASSERT_UINT(8, machine_count_pages(m->written));
     return machine_exactly_written(m);
 }

@@ -64,8 +64,7 @@ static void on_queue_error(vhost_device *device, uint32_t queue, void *user)
 {
     machine *m = user;
     (void)device;
-    (void)queue;
-    m->queue_errors++;
+    m->queue_errors[queue]++;
 }
 
 /* ---- arranging: memory ---- */
@@ -93,16 +92,19 @@ int machine_open_memory(machine *m)
     return vhost_vm_init(&m->vm, &m->vm_options);
 }
 
-int machine_map(machine *m, bool plugged)
+int machine_map_sections(machine *m, const vhost_section *sections, unsigned count)
 {
     int result = vhost_memory_begin(&m->vm);
-    if (result >= 0) {
-        result = vhost_memory_add(&m->vm, &m->low);
-    }
-    if (result >= 0 && plugged) {
-        result = vhost_memory_add(&m->vm, &m->plug);
+    for (unsigned i = 0; i < count && result >= 0; i++) {
+        result = vhost_memory_add(&m->vm, &sections[i]);
     }
     return result < 0 ? result : vhost_memory_commit(&m->vm);
+}
+
+int machine_map(machine *m, bool plugged)
+{
+    const vhost_section both[2] = {m->low, m->plug};
+    return machine_map_sections(m, both, plugged ? 2 : 1);
 }
 
 /* ---- arranging: drivers ---- */
@@ -265,7 +267,7 @@ int machine_attach(machine *m)
     return result < 0 ? result : vhost_device_ack(&m->device, m->accepted);
 }
 
-int machine_stopped(machine *m, uint32_t pairs)
+int machine_prepared(machine *m, uint32_t pairs)
 {
     m->pairs = pairs;
     int result = machine_open_memory(m);
@@ -275,9 +277,12 @@ int machine_stopped(machine *m, uint32_t pairs)
     if (result >= 0) {
         result = machine_open_drivers(m);
     }
-    if (result >= 0) {
-        result = machine_map(m, false);
-    }
+    return result < 0 ? result : machine_map(m, false);
+}
+
+int machine_stopped(machine *m, uint32_t pairs)
+{
+    int result = machine_prepared(m, pairs);
     if (result >= 0) {
         result = open_net(m);
     }
@@ -412,6 +417,13 @@ void machine_note_used_ring(machine *m, uint32_t queue)
 {
     const split_ring *ring = &m->driver[queue / 2].ring[queue % 2];
     machine_note_written(m, ring->used_gpa, 4 + 8 * (uint64_t)ring->size);
+}
+
+void machine_note_used_rings(machine *m)
+{
+    for (uint32_t queue = 0; queue < 2 * m->pairs; queue++) {
+        machine_note_used_ring(m, queue);
+    }
 }
 
 void machine_forget_written(machine *m)
@@ -562,12 +574,17 @@ enum greatest_test_res machine_host_gets(machine *m, unsigned count)
     PASS();
 }
 
-enum greatest_test_res machine_host_posts(machine *m, unsigned count)
+bool machine_host_sends(const machine *m, uint32_t number)
 {
     frame made;
+    machine_incoming(m, number, &made);
+    return send(m->cable.socket, made.bytes, made.size, 0) == (ssize_t)made.size;
+}
+
+enum greatest_test_res machine_host_posts(machine *m, unsigned count)
+{
     for (unsigned i = 0; i < count; i++) {
-        machine_incoming(m, m->received + i, &made);
-        ASSERT(send(m->cable.socket, made.bytes, made.size, 0) == (ssize_t)made.size);
+        ASSERT(machine_host_sends(m, m->received + i));
     }
     PASS();
 }
@@ -617,6 +634,16 @@ enum greatest_test_res machine_pair_talks(machine *m, uint32_t pair, uint16_t se
     ASSERT(send(m->cable.socket, answer.bytes, answer.size, 0) == (ssize_t)answer.size);
     ASSERT(pair_receives(m, pair, &got));
     ASSERT(frame_equal(&got, &answer));
+    PASS();
+}
+
+enum greatest_test_res machine_pairs_talk(machine *m, uint16_t first, uint16_t count)
+{
+    for (uint16_t i = 0; i < count; i++) {
+        for (uint32_t pair = 0; pair < m->pairs; pair++) {
+            CHECK_CALL(machine_pair_talks(m, pair, (uint16_t)(first + i)));
+        }
+    }
     PASS();
 }
 
@@ -694,6 +721,43 @@ enum greatest_test_res machine_nothing_is_dirty(machine *m)
     unsigned char *dirty = machine_no_pages();
     CHECK_CALL(machine_take_log(m, dirty));
     ASSERT_UINT(0, machine_count_pages(dirty));
+    PASS();
+}
+
+enum greatest_test_res machine_begin_log(machine *m)
+{
+    CHECK_CALL(machine_frames_flow(m, 5));
+    ASSERT(machine_settles(m));
+    ASSERT_OK(vhost_log_start(&m->vm));
+    machine_forget_written(m);
+    return machine_nothing_is_dirty(m);
+}
+
+enum greatest_test_res machine_resizes_lose_no_page(machine *m)
+{
+    unsigned char *dirty = machine_no_pages();
+    CHECK_CALL(machine_guest_posts(m, 60));
+    CHECK_CALL(machine_host_posts(m, 30));
+    ASSERT_OK(machine_map(m, true));
+    CHECK_CALL(machine_guest_gets(m, 10));
+    CHECK_CALL(machine_take_log(m, dirty));
+    CHECK_CALL(machine_guest_gets(m, 10));
+    ASSERT_OK(machine_map(m, false));
+    CHECK_CALL(machine_guest_gets(m, 10));
+    CHECK_CALL(machine_host_gets(m, 60));
+    return machine_written_is_dirty(m, dirty);
+}
+
+enum greatest_test_res machine_log_switches_lose_no_frame(machine *m, unsigned count)
+{
+    CHECK_CALL(machine_guest_posts(m, 4 * count));
+    CHECK_CALL(machine_host_posts(m, 2 * count));
+    ASSERT_OK(vhost_log_start(&m->vm));
+    CHECK_CALL(machine_guest_gets(m, count));
+    ASSERT_OK(vhost_log_stop(&m->vm));
+    CHECK_CALL(machine_guest_gets(m, count));
+    CHECK_CALL(machine_host_gets(m, 4 * count));
+    ASSERT(machine_settles(m));
     PASS();
 }
 

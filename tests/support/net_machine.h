@@ -17,7 +17,7 @@
 #define MACHINE_PAIR      UINT64_C(0x200000) /* bytes of memory for the driver of one pair */
 
 enum {
-    MACHINE_PAIRS = 2,
+    MACHINE_PAIRS = 4,
     MACHINE_QUEUES = 2 * MACHINE_PAIRS,
     MACHINE_PAGES = (int)(MACHINE_END / VHOST_PAGE),
     MACHINE_PATIENCE = 3000, /* ms: whoever waits longer has lost a frame */
@@ -57,7 +57,8 @@ struct machine {
     unsigned ops[VHOST_OP_COUNT];          /* submitted */
     unsigned logs;                         /* made */
     unsigned answered, unanswered;         /* misses */
-    unsigned errors, broken, queue_errors; /* told */
+    unsigned errors, broken;               /* told, */
+    unsigned queue_errors[MACHINE_QUEUES]; /* and of each queue */
     unsigned char written[MACHINE_PAGES];  /* by the device, as the drivers found out */
 };
 
@@ -78,14 +79,16 @@ enum greatest_test_res machine_run(machine_test *test);
 
 /* ---- arranging: 0 or a negative errno ---- */
 
-int machine_open_memory(machine *m);             /* machine_stopped does it, if need be */
-int machine_stopped(machine *m, uint32_t pairs); /* all there, the device attached */
-int machine_running(machine *m, uint32_t pairs); /* and started */
-int machine_attach(machine *m);                  /* after vhost_device_cleanup: once more */
-int machine_open_drivers(machine *m);            /* anew, with empty rings */
+int machine_open_memory(machine *m);              /* machine_stopped does it, if need be */
+int machine_prepared(machine *m, uint32_t pairs); /* all there but the vhost fds and the device */
+int machine_stopped(machine *m, uint32_t pairs);  /* all there, the device attached */
+int machine_running(machine *m, uint32_t pairs);  /* and started */
+int machine_attach(machine *m);                   /* after vhost_device_cleanup: once more */
+int machine_open_drivers(machine *m);             /* anew, with empty rings */
 void machine_close_drivers(machine *m);
 void machine_fill_queues(machine *m);
 int machine_map(machine *m, bool plugged); /* RAM alone, or with the memory that comes and goes */
+int machine_map_sections(machine *m, const vhost_section *sections, unsigned count);
 
 /* ---- frames: numbered, so that none is lost, doubled or overtaken in silence ---- */
 
@@ -93,6 +96,7 @@ void machine_outgoing(const machine *m, uint32_t number, frame *made);
 void machine_incoming(const machine *m, uint32_t number, frame *made);
 enum greatest_test_res machine_guest_posts(machine *m, unsigned count); /* and does not wait */
 enum greatest_test_res machine_host_gets(machine *m, unsigned count);   /* what was posted */
+bool machine_host_sends(const machine *m, uint32_t number);
 enum greatest_test_res machine_host_posts(machine *m, unsigned count);
 enum greatest_test_res machine_guest_gets(machine *m, unsigned count);
 enum greatest_test_res machine_frames_go_out(machine *m, unsigned count);
@@ -102,6 +106,9 @@ enum greatest_test_res machine_frames_flow(machine *m, unsigned count); /* out, 
 /* A ping goes out on a pair. The tap remembers where it came from: the answer comes in there. */
 enum greatest_test_res machine_pair_talks(machine *m, uint32_t pair, uint16_t sequence);
 
+/* All pairs in turn, `count` times. */
+enum greatest_test_res machine_pairs_talk(machine *m, uint16_t first, uint16_t count);
+
 void machine_kick(machine *m, int queue); /* of the first driver, whether it wants it or not */
 
 /* Waits for a descriptor, serving the device. false: nothing came in time. */
@@ -109,11 +116,15 @@ bool machine_waits(machine *m, int fd, int milliseconds);
 bool machine_host_has_more(machine *m);
 bool machine_settles(machine *m); /* all that was sent is given back, and nothing moves any more */
 
-/* ---- books ---- */
+/* ---- books and the dirty log ---- */
 
 void machine_forget_written(machine *m);
 void machine_note_written(machine *m, uint64_t address, uint64_t size);
 void machine_note_used_ring(machine *m, uint32_t queue); /* the whole of it */
+void machine_note_used_rings(machine *m);                /* of all queues: as after a stop */
+
+/* Books and log begin together, while nothing moves. */
+enum greatest_test_res machine_begin_log(machine *m);
 
 /* Takes the dirty log, as ranges, and adds it to `dirty`, a mark for each page. */
 enum greatest_test_res machine_take_log(machine *m, unsigned char *dirty);
@@ -123,6 +134,12 @@ enum greatest_test_res machine_take_log(machine *m, unsigned char *dirty);
 enum greatest_test_res machine_written_is_dirty(machine *m, unsigned char *dirty);
 enum greatest_test_res machine_exactly_written(machine *m); /* nothing was taken before */
 enum greatest_test_res machine_nothing_is_dirty(machine *m);
+
+/* Memory comes and goes while frames are on their way. Takes the log meanwhile, too. */
+enum greatest_test_res machine_resizes_lose_no_page(machine *m);
+
+/* The log goes on and off while four times `count` frames go out, and twice as many come in. */
+enum greatest_test_res machine_log_switches_lose_no_frame(machine *m, unsigned count);
 
 enum greatest_test_res machine_same_pages(const unsigned char *written, const unsigned char *dirty);
 unsigned machine_count_pages(const unsigned char *marks);
