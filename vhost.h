@@ -675,9 +675,9 @@ typedef struct vhost_iotlb {
 } vhost_iotlb;
 
 typedef struct vhost_translation {
-    uint64_t iova; /* first byte of the entry that holds the address */
-    uint64_t size; /* of the entry, bytes */
-    uint64_t gpa;  /* where the entry leads */
+    uint64_t iova; /* first byte of the entry that holds the address, multiple of 4 KiB */
+    uint64_t size; /* of the entry, bytes, 4 KiB or more */
+    uint64_t gpa;  /* where the entry leads, multiple of 4 KiB */
     uint8_t permit;
 } vhost_translation;
 
@@ -2341,8 +2341,9 @@ static bool vhosti_add_piece(vhost_device *device, vhost_queue *queue, int part,
 static bool vhosti_is_translation(const vhost_translation *found, uint64_t iova)
 {
     uint64_t last = found->size - 1;
-    return found->size != 0 && found->iova + last >= found->iova &&
-           found->gpa + last >= found->gpa && iova >= found->iova && iova - found->iova <= last;
+    return (found->iova | found->gpa) % VHOST_PAGE == 0 && found->size >= VHOST_PAGE &&
+           found->iova + last >= found->iova && found->gpa + last >= found->gpa &&
+           iova >= found->iova && iova - found->iova <= last;
 }
 
 /* The part of an entry that leads to one region of the back-end's table, that of `iova` (I5). */
@@ -2443,6 +2444,23 @@ static int vhosti_check_part(vhost_device *device, uint32_t index, int part)
     return 0;
 }
 
+static uint32_t vhosti_encode_position(const vhost_device *device, const vhost_position *position)
+{
+    bool packed = vhosti_is_packed(device);
+    if (position->state == VHOST_POSITION_INITIAL)
+        return packed ? VHOSTI_WRAP | (uint32_t)VHOSTI_WRAP << 16 : 0;
+    return packed ? position->avail | (uint32_t)position->used << 16 : position->avail;
+}
+
+/* Whether a back-end's answer, or a migrated number, can be a position at all. */
+static bool vhosti_is_position(const vhost_device *device, const vhost_queue *queue, uint32_t value)
+{
+    uint32_t avail = value & 0x7fff, used = value >> 16 & 0x7fff;
+    if (vhosti_is_packed(device))
+        return avail < queue->size && used < queue->size;
+    return value <= UINT16_MAX;
+}
+
 static int vhosti_check_queue(vhost_device *device, uint32_t index)
 {
     const vhost_queue *queue = &device->queues[index];
@@ -2452,10 +2470,11 @@ static int vhosti_check_queue(vhost_device *device, uint32_t index)
         return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_RING_SIZE, VHOST_OP_NONE, (int)index,
                            "%lu descriptors in queue %lu", (unsigned long)queue->size,
                            (unsigned long)index);
-    if ((unsigned)queue->position.state > VHOST_POSITION_GUESSED)
+    if ((unsigned)queue->position.state > VHOST_POSITION_GUESSED ||
+        !vhosti_is_position(device, queue, vhosti_encode_position(device, &queue->position)))
         return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_ARGUMENT, VHOST_OP_NONE, (int)index,
-                           "position.state %d of queue %lu", (int)queue->position.state,
-                           (unsigned long)index);
+                           "position 0x%x, 0x%x, state %d of queue %lu", queue->position.avail,
+                           queue->position.used, (int)queue->position.state, (unsigned long)index);
     if (queue->position.state == VHOST_POSITION_GUESSED)
         return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_POSITION_GUESSED, VHOST_OP_NONE, (int)index,
                            "queue %lu", (unsigned long)index);
@@ -2488,23 +2507,6 @@ static int vhosti_map_ring(vhost_device *device, uint32_t index)
 }
 
 /* ---- positions (V5) ---- */
-
-static uint32_t vhosti_encode_position(const vhost_device *device, const vhost_position *position)
-{
-    bool packed = vhosti_is_packed(device);
-    if (position->state == VHOST_POSITION_INITIAL)
-        return packed ? VHOSTI_WRAP | (uint32_t)VHOSTI_WRAP << 16 : 0;
-    return packed ? position->avail | (uint32_t)position->used << 16 : position->avail;
-}
-
-/* Whether an answer can be a position at all. */
-static bool vhosti_is_position(const vhost_device *device, const vhost_queue *queue)
-{
-    uint32_t value = queue->base.value, avail = value & 0x7fff, used = value >> 16 & 0x7fff;
-    if (vhosti_is_packed(device))
-        return avail < queue->size && used < queue->size;
-    return value <= UINT16_MAX;
-}
 
 static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
 {
@@ -2642,7 +2644,8 @@ static void vhosti_judge_ring(vhost_device *device, uint32_t i)
 /* After the fence, or the cut: takes the ring back. */
 static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
 {
-    bool answered = queue->base.answered && !queue->misled && vhosti_is_position(device, queue);
+    bool answered = queue->base.answered && !queue->misled &&
+                    vhosti_is_position(device, queue, queue->base.value);
     if (queue->started && answered)
         vhosti_take_answer(device, queue);
     else if (queue->started)
@@ -2964,6 +2967,8 @@ static int vhosti_open(vhost_device *device)
     if (code < 0)
         return VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_OPEN, -1,
                            "open, errno %d: %s", -code, vhosti_words(device, code));
+    if (facts.name == NULL)
+        facts.name = "back-end";
     device->opened = true;
     device->facts = facts;
     code = vhosti_check_facts(device);
@@ -2986,7 +2991,8 @@ static bool vhosti_is_attached(const vhost_vm *vm, const vhost_device *device)
 static bool vhosti_is_shared(const vhost_device *device)
 {
     const vhost_device *other = device->vm->devices;
-    while (other != NULL && other->queues != device->queues && other->backend != device->backend)
+    while (other != NULL && other->queues != device->queues &&
+           (other->backend != device->backend || device->backend == NULL))
         other = other->next;
     return other != NULL;
 }
@@ -3037,7 +3043,8 @@ VHOST_DEF int vhost_device_init(vhost_device *device, vhost_vm *vm, const vhost_
     uint32_t i;
     int code;
     if (vhosti_is_attached(vm, device))
-        return vhosti_wrong_state(device, "init");
+        return VHOSTI_FAIL(device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, -1,
+                           "init of a device that is attached");
     memset(device, 0, sizeof *device);
     device->vm = vm;
     device->ops = ops;
@@ -3260,11 +3267,19 @@ VHOST_DEF int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_
     return 0;
 }
 
+/* Of a start that failed: whether an operation that was accepted was carried out. */
+static bool vhosti_was_done(const vhosti_batch *batch, vhost_op op)
+{
+    return batch->later_done ? batch->op != op : batch->op > op;
+}
+
 /* Of a start that failed: says why, and undoes it. */
 static int vhosti_undo_start(vhost_device *device)
 {
     int code = vhosti_report_batch(device);
     uint32_t i;
+    device->told_config_call &= vhosti_was_done(&device->batch, VHOST_OP_SET_CONFIG_CALL);
+    device->told_running &= vhosti_was_done(&device->batch, VHOST_OP_SET_RUNNING);
     for (i = 0; i < device->queue_count; i++)
         vhosti_judge_ring(device, i);
     if (device->batch.op <= VHOST_OP_SET_TABLE) /* whatever it has now */
@@ -3390,6 +3405,8 @@ static void vhosti_reset_queue(vhost_device *device, vhost_queue *queue)
     memset(&queue->position, 0, sizeof queue->position);
     if (queue->masked_event.wait_fd >= 0)
         (void)events->test_and_clear(&queue->masked_event, device->vm->options.user);
+    if (queue->error_event.wait_fd >= 0)
+        (void)events->test_and_clear(&queue->error_event, device->vm->options.user);
 }
 
 static int vhosti_reset_backend(vhost_device *device)
@@ -4163,6 +4180,8 @@ VHOST_DEF int vhost_log_sync(vhost_vm *vm, uint64_t gpa, uint64_t size, vhost_lo
     memset(&walk, 0, sizeof walk);
     walk.vm = vm;
     walk.sink = sink;
+    walk.span = vhosti_count_spans(vhosti_current(vm), gpa);
+    walk.span -= walk.span > 0; /* it may reach into the range */
     vhosti_sync_pages(&walk, gpa / VHOST_PAGE, (gpa + (size - 1)) / VHOST_PAGE);
     return 0;
 }

@@ -84,7 +84,10 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
       vhost_queue_mask, _unmask  ioctl SET_VRING_CALL; _unmask and _pending: read
       vhost_device_process       read; behind a vIOMMU: write
       vhost_device_unmapped      write
-      vhost_log_start, _stop     ioctl SET_LOG_BASE, SET_FEATURES, SET_VRING_ADDR
+      vhost_log_start, _stop     ioctl SET_LOG_BASE, SET_FEATURES or SET_FEATURES_ARRAY,
+                                 SET_BACKEND_FEATURES, SET_VRING_ADDR; behind a vIOMMU: write, as
+                                 in vhost_queue_start and vhost_memory_commit
+      any that breaks a device   what stop makes, and close
       vhost_memory_commit        ioctl SET_MEM_TABLE, SET_LOG_BASE; what stop does, and close, if a
                                  device breaks
       vhost_kernel_net_attach    ioctl NET_SET_BACKEND
@@ -151,6 +154,7 @@ typedef struct vhost_kernel {
     uint64_t backend_features; /* that every fd has */
     uint64_t log_base;         /* in force on every fd */
     int32_t log_fd;            /* or -1; on every fd that is owned */
+    bool translates;           /* it has an IOTLB, so its fds can be read */
     void *table;               /* room for the argument of SET_MEM_TABLE */
     size_t table_size;
 } vhost_kernel;
@@ -653,6 +657,8 @@ static int vhosti_kernel_op_open(void *backend, vhost_device *device, vhost_fact
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
     uint32_t i;
+    if (kernel->fd_count == 0)
+        return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT, "not opened", -1);
     kernel->device = device;
     facts->offered.word[0] = facts->offered.word[1] = UINT64_MAX;
     kernel->backend_features = UINT64_MAX;
@@ -665,6 +671,7 @@ static int vhosti_kernel_op_open(void *backend, vhost_device *device, vhost_fact
     }
     if (!kernel->options.makes_net_header)
         vhost_features_clear(&facts->offered, VHOSTI_KERNEL_NET_HEADER);
+    kernel->translates = vhost_features_test(&facts->offered, VHOST_FEATURE_ACCESS_PLATFORM);
     facts->name = "vhost-net";
     facts->profile = VHOST_PROFILE_BY_HOST;
     facts->log_kind = VHOST_DIRTY_PRIVATE;
@@ -1082,6 +1089,8 @@ static int vhosti_kernel_op_process(void *backend)
     vhost_kernel *kernel = (vhost_kernel *)backend;
     uint32_t i;
     int left, code = 1;
+    if (!kernel->translates) /* an old kernel has nothing to say, and cannot be read */
+        return 0;
     for (i = 0; i < kernel->fd_count; i++) {
         for (left = VHOSTI_KERNEL_MISSES; left > 0 && code > 0; left--)
             code = kernel->fds[i].fd >= 0 ? vhosti_kernel_read_message(kernel, i) : 0;
@@ -1098,7 +1107,7 @@ static int vhosti_kernel_op_poll_fds(void *backend, int *fds, uint32_t capacity)
     uint32_t i;
     int count = 0;
     for (i = 0; i < kernel->fd_count; i++) {
-        if (kernel->fds[i].fd < 0)
+        if (kernel->fds[i].fd < 0 || !kernel->translates)
             continue;
         if ((uint32_t)count < capacity)
             fds[count] = kernel->fds[i].fd;
