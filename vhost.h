@@ -331,7 +331,6 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    macro                     default              define it where
    VHOST_IMPLEMENTATION      off                  in one file, before the include
    VHOST_STATIC              off                  with it, never alone: all functions are static
-   VHOST_ASSERT(condition)   assert               implementation file; misuse of the API only
    VHOST_REALLOC, _CALLOC,   realloc, calloc,     implementation file; all three or none
    _FREE                     free
    VHOST_VSNPRINTF           vsnprintf            implementation file
@@ -1077,11 +1076,6 @@ VHOST_API int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-#if !defined(VHOST_ASSERT)
-#include <assert.h>
-#define VHOST_ASSERT(condition) assert(condition)
-#endif
 
 #if defined(VHOST_REALLOC) != defined(VHOST_FREE) || defined(VHOST_REALLOC) != defined(VHOST_CALLOC)
 #error "define all of VHOST_REALLOC, VHOST_CALLOC and VHOST_FREE, or none"
