@@ -396,7 +396,19 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_IOTLB_MESSAGE, "an IOTLB message that a back-end may not send")                    \
     X(VHOST_WHY_KERNEL_OPEN, "the vhost character device could not be opened")                     \
     X(VHOST_WHY_KERNEL_OWNER, "the vhost fd has an owner already")                                 \
-    X(VHOST_WHY_KERNEL_SEVERED, "the vhost fd was closed when the device broke")
+    X(VHOST_WHY_KERNEL_SEVERED, "the vhost fd was closed when the device broke")                   \
+    X(VHOST_WHY_USER_CONNECT, "no connection to the vhost-user back-end")                          \
+    X(VHOST_WHY_USER_EOF, "the back-end closed the connection")                                    \
+    X(VHOST_WHY_USER_SOCKET, "the socket failed")                                                  \
+    X(VHOST_WHY_USER_TIMEOUT, "the back-end did not answer in time")                               \
+    X(VHOST_WHY_USER_REFUSED, "the back-end answered that it failed")                              \
+    X(VHOST_WHY_USER_HEADER, "an answer with wrong flags, or to another message")                  \
+    X(VHOST_WHY_USER_SIZE, "an answer of a wrong size")                                            \
+    X(VHOST_WHY_USER_FDS, "too few or too many fds in an answer")                                  \
+    X(VHOST_WHY_USER_VALUE, "a value in an answer that cannot be")                                 \
+    X(VHOST_WHY_USER_UNASKED, "an answer that nobody asked for")                                   \
+    X(VHOST_WHY_USER_REQUEST, "a request of the back-end that makes no sense")                     \
+    X(VHOST_WHY_USER_INFLIGHT, "the record of requests in flight cannot be used")
 
 #define VHOST_WHY_ENUM(name, text) name,
 typedef enum vhost_why {
