@@ -174,6 +174,14 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    stand in what goes to back-ends, like everything else.)
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
+
+   A back-end in another process maps memory itself, by the fd of its backing. So it gets only what
+   has an fd and is not private, and a ring part must lie in one region of its table. A process can
+   map whole pages only: if backing.page_size is above 4 KiB, regions are rounded to it, over gpas
+   where there is nothing else, and as far as the backing reaches. Where that is not possible (a PC
+   has ROM in its first MiB) the exact edge goes out, and the back-end has to cope. Back-ends with
+   memory slots get each section as a region of its own, so that growth takes one slot.
+
    A section that overlaps the one before it is an error, unless it is the same memory at the same
    place: then both are one. After a failed add the transaction can only be aborted: a commit fails,
    so that no hole is left in silence.
@@ -506,6 +514,8 @@ typedef struct vhost_extent {
 
 typedef enum vhost_profile {   /* how a kind of back-end wants its table */
     VHOST_PROFILE_BY_HOST = 0, /* host addresses: the vhost drivers of the kernel */
+    VHOST_PROFILE_BY_FD = 1,   /* by shared fd, a whole table: vhost-user */
+    VHOST_PROFILE_SLOTS = 2,   /* by shared fd, region by region */
     VHOST_PROFILE_COUNT
 } vhost_profile;
 
@@ -514,6 +524,7 @@ typedef struct vhost_region {
     uint64_t size;                /* bytes */
     void *host;                   /* where the region begins in this process */
     const vhost_backing *backing; /* in `removed` and `from` only an identity: it may be gone */
+    uint64_t serial;              /* tells memory apart that was replaced at the same place */
 } vhost_region;
 
 typedef struct vhost_table {
@@ -779,7 +790,9 @@ typedef enum vhost_trace_event {
     VHOST_TRACE_FENCE = 6, /* op, queue: what failed; result */
     VHOST_TRACE_STATE = 7, /* value: the vhost_state entered */
     VHOST_TRACE_LOG = 8,   /* a log was made or replaced; value: its kind; size: bytes */
-    VHOST_TRACE_MISS = 9   /* gpa: the IOVA; value: what for; result: 0, or a negative errno */
+    VHOST_TRACE_MISS = 9,  /* gpa: the IOVA; value: what for; result: 0, or a negative errno */
+    /* gpa, size: of a section in large pages; value: 0 its begin, 1 its end is within a page */
+    VHOST_TRACE_SECTION_UNROUNDED = 10
 } vhost_trace_event;
 
 typedef struct vhost_trace {
@@ -830,6 +843,7 @@ struct vhost_vm {
     struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT]; /* while logging: of the kinds in use */
     vhost_region *difference;                        /* room for removed, then added */
     uint32_t difference_capacity;
+    uint64_t last_serial; /* given to a section */
 };
 
 /* ---- the device ---- */
@@ -1359,6 +1373,9 @@ struct vhosti_section { /* as added, but for coherent overlaps, which are one */
     const vhost_backing *backing;
     unsigned char *host;
     uint32_t flags;
+    int fd; /* of the backing, which may be another one at the same address by now */
+    uint64_t fd_offset;
+    uint64_t serial; /* as in vhost_region */
 };
 
 struct vhosti_span { /* contiguous in guest and host memory, whatever it is made of */
@@ -1434,6 +1451,10 @@ static int vhosti_check_section(vhost_vm *vm, const vhost_section *section)
     if (backing == NULL || backing->host == NULL)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT, "section 0x%llx+0x%llx: no memory",
                               gpa, size);
+    if (backing->page_size < VHOST_PAGE || (backing->page_size & (backing->page_size - 1)) != 0)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT,
+                              "section 0x%llx+0x%llx: pages of 0x%llx bytes", gpa, size,
+                              (vhosti_ull)backing->page_size);
     if (size == 0)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_EMPTY, "at 0x%llx", gpa);
     if ((gpa | size | (uintptr_t)backing->host | offset) % VHOST_PAGE != 0)
@@ -1458,6 +1479,8 @@ static struct vhosti_section vhosti_make_section(const vhost_section *section)
     made.backing = section->backing;
     made.host = (unsigned char *)section->backing->host + section->offset;
     made.flags = section->flags;
+    made.fd = section->backing->fd;
+    made.fd_offset = section->backing->fd_offset;
     return made;
 }
 
@@ -1519,7 +1542,8 @@ VHOST_DEF int vhost_memory_add(vhost_vm *vm, const vhost_section *section)
 static bool vhosti_same_section(const struct vhosti_section *a, const struct vhosti_section *b)
 {
     return a->gpa == b->gpa && a->size == b->size && a->backing == b->backing &&
-           a->host == b->host && a->flags == b->flags;
+           a->host == b->host && a->flags == b->flags && a->fd == b->fd &&
+           a->fd_offset == b->fd_offset;
 }
 
 static bool vhosti_same_sections(const vhosti_map *a, const vhosti_map *b)
@@ -1531,6 +1555,53 @@ static bool vhosti_same_sections(const vhosti_map *a, const vhosti_map *b)
         if (!vhosti_same_section(&a->sections[i], &b->sections[i]))
             return false;
     return true;
+}
+
+/* Whether both are at the same distance from guest to host: what lies between may be anything. */
+static bool vhosti_same_distance(const struct vhosti_section *a, const struct vhosti_section *b)
+{
+    return (uintptr_t)a->host - a->gpa == (uintptr_t)b->host - b->gpa;
+}
+
+static bool vhosti_same_memory(const struct vhosti_section *a, const struct vhosti_section *b)
+{
+    return a->backing == b->backing && a->fd == b->fd && a->fd_offset == b->fd_offset &&
+           vhosti_same_distance(a, b);
+}
+
+/* The greatest serial of what the sections of `map` from k on say that a section was, or 0: not
+   all of it was there. However the same memory is split, the greatest of its serials stays. */
+static uint64_t vhosti_find_serial(const vhosti_map *map, uint32_t k,
+                                   const struct vhosti_section *section)
+{
+    uint64_t serial = 0, gpa = section->gpa;
+    for (; k < map->count; k++) {
+        const struct vhosti_section *before = &map->sections[k];
+        if (before->gpa > gpa || !vhosti_same_memory(before, section))
+            return 0;
+        if (before->serial > serial)
+            serial = before->serial;
+        if (vhosti_last(before) >= vhosti_last(section))
+            return serial;
+        gpa = vhosti_last(before) + 1;
+    }
+    return 0;
+}
+
+/* Memory that the map in force has as well keeps its serial. Both lists ascend. */
+static void vhosti_number_sections(vhost_vm *vm)
+{
+    const vhosti_map *before = vhosti_current(vm);
+    vhosti_map *fresh = vhosti_scratch(vm);
+    uint32_t i, k = 0;
+    for (i = 0; i < fresh->count; i++) {
+        struct vhosti_section *section = &fresh->sections[i];
+        while (k < before->count && vhosti_last(&before->sections[k]) < section->gpa)
+            k++;
+        section->serial = vhosti_find_serial(before, k, section);
+        if (section->serial == 0)
+            section->serial = ++vm->last_serial;
+    }
 }
 
 /* ---- spans: look-up by guest physical address ---- */
@@ -1611,40 +1682,111 @@ static bool vhosti_is_for_backends(const struct vhosti_section *section)
     return vhosti_is_writable(section) && (section->flags & VHOST_SECTION_DIRTY_TRACKED) == 0;
 }
 
-static bool vhosti_continues(const vhost_region *region, const struct vhosti_section *section)
+/* D30: through the fd of private memory a peer would see other pages. */
+static bool vhosti_is_for(const struct vhosti_section *section, vhost_profile profile)
 {
-    return section->gpa == region->gpa + region->size && section->backing == region->backing &&
-           section->host == (unsigned char *)region->host + region->size;
+    bool shared =
+        section->backing->fd >= 0 && (section->backing->flags & VHOST_BACKING_PRIVATE) == 0;
+    return vhosti_is_for_backends(section) && (shared || profile == VHOST_PROFILE_BY_HOST);
 }
 
-/* Writes the merged regions of a map, and traces what became of each section. */
-static uint32_t vhosti_write_regions(vhost_vm *vm, const vhosti_map *map, vhost_region *regions)
+/* How much of a page of the backing lies before the section, and behind it (M5): a peer can map
+   whole pages only. */
+static uint64_t vhosti_page_before(const struct vhosti_section *section)
 {
-    bool mergeable = false; /* the last region may be continued */
+    return (uintptr_t)section->host & (section->backing->page_size - 1);
+}
+
+static uint64_t vhosti_page_behind(const struct vhosti_section *section)
+{
+    uint64_t end = (uintptr_t)section->host + section->size;
+    return (0 - end) & (section->backing->page_size - 1);
+}
+
+/* Whether section i continues the region of the section before it (M7, M8). By fd, a hole may be
+   between the two if rounding closes it: nothing else is there. Slots stay apart, so that growth
+   is one more slot. */
+static bool vhosti_joins(const vhosti_map *map, uint32_t i, vhost_profile profile)
+{
+    const struct vhosti_section *before = &map->sections[i - 1], *next = &map->sections[i];
+    uint64_t hole = next->gpa - vhosti_last(before) - 1;
+    if (((before->flags | next->flags) & VHOST_SECTION_UNMERGEABLE) != 0 ||
+        profile == VHOST_PROFILE_SLOTS || !vhosti_is_for(before, profile) ||
+        next->backing != before->backing || !vhosti_same_distance(before, next))
+        return false;
+    return hole == 0 || (profile == VHOST_PROFILE_BY_FD &&
+                         vhosti_page_behind(before) + vhosti_page_before(next) >= hole);
+}
+
+/* A region may grow to a whole page where this stays in its backing and meets nothing else (D16).
+   `room` is how much of the guest is free on this side. */
+static bool vhosti_may_round(vhost_vm *vm, const struct vhosti_section *section, bool end,
+                             uint64_t by, uint64_t room)
+{
+    uint64_t offset = (uint64_t)(section->host - (unsigned char *)section->backing->host);
+    uint64_t inside = end ? section->backing->size - offset - section->size : offset;
+    if (by <= room && by <= inside)
+        return true;
+    vhosti_trace_section(vm, VHOST_TRACE_SECTION_UNROUNDED, section->gpa, section->size, end);
+    return false;
+}
+
+/* Begins the region at `region` with section i; the regions before it end at `floor`. */
+static void vhosti_begin_region(vhost_vm *vm, const vhosti_map *map, uint32_t i,
+                                vhost_profile profile, vhost_region *region, uint64_t floor)
+{
+    const struct vhosti_section *section = &map->sections[i];
+    uint64_t by = profile != VHOST_PROFILE_BY_HOST ? vhosti_page_before(section) : 0;
+    if (i > 0 && vhosti_last(section - 1) >= floor)
+        floor = vhosti_last(section - 1) + 1;
+    if (!vhosti_may_round(vm, section, false, by, section->gpa - floor))
+        by = 0;
+    region->gpa = section->gpa - by;
+    region->host = section->host - by;
+    region->backing = section->backing;
+    region->serial = 0;
+}
+
+/* Section i is in the region, and is its last one if nothing joins it. */
+static void vhosti_extend_region(vhost_vm *vm, const vhosti_map *map, uint32_t i,
+                                 vhost_profile profile, vhost_region *region)
+{
+    const struct vhosti_section *section = &map->sections[i];
+    bool followed = i + 1 < map->count;
+    uint64_t by = profile != VHOST_PROFILE_BY_HOST ? vhosti_page_behind(section) : 0;
+    uint64_t room = (followed ? section[1].gpa - 1 : UINT64_MAX) - vhosti_last(section);
+    region->size = vhosti_last(section) - region->gpa + 1;
+    if (section->serial > region->serial)
+        region->serial = section->serial;
+    if (followed && vhosti_is_for(section + 1, profile) && vhosti_joins(map, i + 1, profile))
+        return;
+    if (vhosti_may_round(vm, section, true, by, room))
+        region->size += by;
+}
+
+/* Writes the regions of a map, and traces what became of each section. */
+static uint32_t vhosti_write_regions(vhost_vm *vm, const vhosti_map *map, vhost_profile profile,
+                                     vhost_region *regions)
+{
     uint32_t i, count = 0;
     for (i = 0; i < map->count; i++) {
         const struct vhosti_section *section = &map->sections[i];
-        bool alone = (section->flags & VHOST_SECTION_UNMERGEABLE) != 0;
-        vhost_trace_event event = VHOST_TRACE_SECTION_ACCEPTED;
-        if (!vhosti_is_for_backends(section)) {
-            event = VHOST_TRACE_SECTION_REJECTED;
-        } else if (mergeable && !alone && vhosti_continues(&regions[count - 1], section)) {
-            event = VHOST_TRACE_SECTION_MERGED;
-            regions[count - 1].size += section->size;
-        } else {
-            regions[count].gpa = section->gpa;
-            regions[count].size = section->size;
-            regions[count].host = section->host;
-            regions[count].backing = section->backing;
-            count++;
-            mergeable = !alone;
+        vhost_trace_event event = VHOST_TRACE_SECTION_REJECTED;
+        if (vhosti_is_for(section, profile)) {
+            bool joins = i > 0 && vhosti_joins(map, i, profile);
+            uint64_t floor = count > 0 ? regions[count - 1].gpa + regions[count - 1].size : 0;
+            event = joins ? VHOST_TRACE_SECTION_MERGED : VHOST_TRACE_SECTION_ACCEPTED;
+            if (!joins)
+                vhosti_begin_region(vm, map, i, profile, &regions[count++], floor);
+            vhosti_extend_region(vm, map, i, profile, &regions[count - 1]);
         }
         vhosti_trace_section(vm, event, section->gpa, section->size, section->flags);
     }
     return count;
 }
 
-static struct vhosti_table *vhosti_build_table(vhost_vm *vm, const vhosti_map *map)
+static struct vhosti_table *vhosti_build_table(vhost_vm *vm, const vhosti_map *map,
+                                               vhost_profile profile)
 {
     size_t size = sizeof(struct vhosti_table) + map->count * sizeof(vhost_region);
     struct vhosti_table *built = (struct vhosti_table *)vhosti_allocate(vm, NULL, size);
@@ -1652,7 +1794,7 @@ static struct vhosti_table *vhosti_build_table(vhost_vm *vm, const vhosti_map *m
         return NULL;
     built->users = 1;
     built->table.regions = built->regions;
-    built->table.count = vhosti_write_regions(vm, map, built->regions);
+    built->table.count = vhosti_write_regions(vm, map, profile, built->regions);
     return built;
 }
 
@@ -1671,7 +1813,8 @@ static void vhosti_drop_table(vhost_vm *vm, struct vhosti_table **table)
 
 static bool vhosti_same_region(const vhost_region *a, const vhost_region *b)
 {
-    return a->gpa == b->gpa && a->size == b->size && a->host == b->host && a->backing == b->backing;
+    return a->gpa == b->gpa && a->size == b->size && a->host == b->host &&
+           a->backing == b->backing && a->serial == b->serial;
 }
 
 static bool vhosti_same_table(const vhost_table *a, const vhost_table *b)
@@ -2278,6 +2421,16 @@ static vhost_why vhosti_check_place(vhost_device *device, const vhost_mapping *m
     return why == VHOST_WHY_NONE && host != mapping->host ? VHOST_WHY_RING_MOVED : why;
 }
 
+/* Whether a back-end that maps its table by fd has a ring part in one piece: it sees no host
+   addresses that would make two regions one. */
+static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_table *table,
+                                    const vhost_mapping *mapping)
+{
+    if (device->facts.profile == VHOST_PROFILE_BY_HOST)
+        return VHOST_WHY_NONE;
+    return vhosti_check_region(table, mapping->gpa, mapping->size, mapping->host);
+}
+
 static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
 {
     const vhost_memory_ops *memory = device->options.memory;
@@ -2488,9 +2641,11 @@ static int vhosti_map_ring(vhost_device *device, uint32_t index)
     queue->piece_count = 0;
     for (part = 0; part < VHOSTI_PART_COUNT && code == 0; part++) {
         bool write = vhosti_is_written(device, part);
-        vhost_why why = device->behind_viommu
-                            ? vhosti_translate_part(device, queue, part, write)
-                            : vhosti_map_part(device, &queue->rings.part[part], write);
+        vhost_mapping *mapping = &queue->rings.part[part];
+        vhost_why why = device->behind_viommu ? vhosti_translate_part(device, queue, part, write)
+                                              : vhosti_map_part(device, mapping, write);
+        if (why == VHOST_WHY_NONE && !device->behind_viommu)
+            why = vhosti_check_reach(device, vhost_device_table(device), mapping);
         if (why != VHOST_WHY_NONE)
             code = vhosti_fail_part(device, why == VHOST_WHY_MEMORY ? -ENOMEM : -EFAULT, why, index,
                                     part);
@@ -2895,7 +3050,7 @@ static int vhosti_need_table(vhost_device *device)
 {
     struct vhosti_table **table = &device->vm->tables[device->facts.profile];
     if (*table == NULL)
-        *table = vhosti_build_table(device->vm, vhosti_current(device->vm));
+        *table = vhosti_build_table(device->vm, vhosti_current(device->vm), device->facts.profile);
     if (*table == NULL)
         return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_MEMORY, VHOST_OP_NONE, -1, "memory table");
     if (!vhosti_fits(device, *table))
@@ -3625,7 +3780,7 @@ static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
         struct vhosti_table *old = vm->tables[profile], *built;
         if (old == NULL)
             continue;
-        built = vhosti_build_table(vm, vhosti_scratch(vm));
+        built = vhosti_build_table(vm, vhosti_scratch(vm), (vhost_profile)profile);
         if (built == NULL)
             return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_MEMORY, "a table of %lu regions",
                                   (unsigned long)vhosti_scratch(vm)->count);
@@ -3671,6 +3826,7 @@ static int vhosti_prepare_commit(vhost_vm *vm, vhosti_commit *commit)
 {
     vhost_device *device;
     int code = vhosti_build_spans(vm, vhosti_scratch(vm));
+    vhosti_number_sections(vm);
     if (code == 0)
         code = vhosti_build_tables(vm, commit);
     if (code == 0)
@@ -3699,7 +3855,10 @@ static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const v
     if (why != VHOST_WHY_NONE)
         return vhosti_fail_part(device, -EFAULT, why, index, part);
     for (part = 0; part < VHOSTI_PART_COUNT && !device->behind_viommu; part++) {
-        why = vhosti_check_place(device, &queue->rings.part[part], vhosti_is_written(device, part));
+        const vhost_mapping *mapping = &queue->rings.part[part];
+        why = vhosti_check_place(device, mapping, vhosti_is_written(device, part));
+        if (why == VHOST_WHY_NONE)
+            why = vhosti_check_reach(device, table, mapping);
         if (why != VHOST_WHY_NONE)
             return vhosti_fail_part(device, -EFAULT, why, index, part);
     }
