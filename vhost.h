@@ -13,7 +13,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    >>types       enums, structs, tables of functions
    >>api         the functions, in life-cycle order
    >>base        arithmetic, allocation, errors, trace
-   >>posix       the default notifiers: eventfd, or a pipe
+   >>posix       the default notifiers, and memory to share: eventfd and memfd, or pipe and shm
    >>memory      sections, spans, tables of regions
    >>log         memory of dirty bits, and when it is replaced
    >>submit      calls into a back-end, and their fence
@@ -556,10 +556,12 @@ typedef struct vhost_log_memory {
     void *base;
     uint64_t size; /* bytes */
     int fd;        /* SHARED: what the back-end maps; else -1 */
+    uint64_t id;   /* no two logs of a VM have the same */
 } vhost_log_memory;
 
 typedef struct vhost_log_ops {
-    /* Gives ZEROED memory of `memory->size` bytes; shared: with an fd. Returns 0 or -errno. */
+    /* Gives ZEROED memory of `memory->size` bytes; shared: with an fd, which no peer can shrink
+       (by default: a sealed memfd). Returns 0 or -errno. */
     int (*map)(vhost_log_memory *memory, bool shared, void *user);
     void (*unmap)(vhost_log_memory *memory, void *user);
 } vhost_log_ops;
@@ -815,7 +817,7 @@ typedef struct vhost_vm_options { /* zero is the default of each */
     void (*on_trace)(const vhost_trace *trace, void *user);
     void *(*allocate)(void *memory, size_t size, void *user); /* as realloc; size 0 frees */
     const vhost_event_ops *events;                            /* default: >>posix */
-    const vhost_log_ops *log;                                 /* default: >>posix */
+    const vhost_log_ops *log; /* default: >>posix; without it, no log is shared */
 } vhost_vm_options;
 
 struct vhosti_log;
@@ -844,6 +846,7 @@ struct vhost_vm {
     vhost_region *difference;                        /* room for removed, then added */
     uint32_t difference_capacity;
     uint64_t last_serial; /* given to a section */
+    uint64_t last_log;    /* id given to a log */
 };
 
 /* ---- the device ---- */
@@ -946,7 +949,8 @@ VHOST_API int vhost_memory_add(vhost_vm *vm, const vhost_section *section);
 
 /* Puts the list in force, and ends the transaction in any case. On failure the old map stays:
    -EINVAL: an add failed; -ENOSPC: more regions than a device has slots (vm->last_error names it);
-   -ENOMEM. Devices that cannot go along become BROKEN, and the commit succeeds. */
+   -ENOMEM; or what the memory of the log said. Devices that cannot go along become BROKEN, and the
+   commit succeeds. */
 VHOST_API int vhost_memory_commit(vhost_vm *vm);
 
 /* Ends the transaction; the map stays as it is. */
@@ -1039,7 +1043,7 @@ VHOST_API int vhost_queue_pending(vhost_device *device, uint32_t queue);
 /* ---- the dirty log (L, Y, G) ---- */
 
 /* Makes every device log what it writes, or none: -ENOTSUP: one cannot (vhost_log_blocker);
-   -ENOMEM; or what a back-end said. A device that is found dead becomes BROKEN, and no obstacle.
+   -ENOMEM; or what a back-end, or the memory of the log said. A device that is found dead becomes BROKEN, and no obstacle.
    Harmless when repeated. */
 VHOST_API int vhost_log_start(vhost_vm *vm);
 
@@ -1122,6 +1126,7 @@ VHOST_API int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_
 
 #if !defined(VHOST_NO_POSIX)
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <sys/eventfd.h>
@@ -1362,6 +1367,101 @@ static int vhosti_event_test_and_clear(const vhost_event *event, void *user)
 
 static const vhost_event_ops vhosti_posix_events = {vhosti_event_create, vhosti_event_destroy,
                                                     vhosti_event_test_and_clear};
+
+#if defined(__linux__)
+
+enum { /* as in the kernel; the names are hidden from strict C */
+    VHOSTI_MFD_CLOEXEC = 1,
+    VHOSTI_MFD_ALLOW_SEALING = 2,
+    VHOSTI_F_ADD_SEALS = 1033,
+    VHOSTI_SEALS = 1 | 2 | 4 /* F_SEAL_SEAL, _SHRINK and _GROW */
+};
+
+extern int vhosti_memfd_create(const char *name, unsigned flags) __asm__("memfd_create");
+
+static int vhosti_open_memory(void)
+{
+    return vhosti_memfd_create("vhost", VHOSTI_MFD_CLOEXEC | VHOSTI_MFD_ALLOW_SEALING);
+}
+
+/* A peer that could shrink it would have us touch memory that is gone. */
+static int vhosti_seal_memory(int fd)
+{
+    return fcntl(fd, VHOSTI_F_ADD_SEALS, VHOSTI_SEALS);
+}
+
+#else
+
+static int vhosti_open_memory(void)
+{
+    char name[32]; /* for the moment only that it takes to open it */
+    int fd = -1, i;
+    for (i = 0; i < 1000 && fd < 0 && (i == 0 || errno == EEXIST); i++) {
+        name[0] = '\0';
+        (void)snprintf(name, sizeof name, "/vhost-%ld-%d", (long)getpid(), i);
+        fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    }
+    if (fd >= 0)
+        (void)shm_unlink(name);
+    return fd;
+}
+
+static int vhosti_seal_memory(int fd)
+{
+    return fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
+#endif
+
+/* Gives an fd of `size` zero bytes that another process may map. */
+static int vhosti_shared_memory(uint64_t size, int *fd)
+{
+    off_t last = (off_t)(size - 1);
+    int code = 0;
+    if (last < 0 || (uint64_t)last != size - 1)
+        return -EOVERFLOW;
+    *fd = vhosti_open_memory();
+    if (*fd < 0)
+        return -errno;
+    if (lseek(*fd, last, SEEK_SET) < 0 || write(*fd, "", 1) != 1 || vhosti_seal_memory(*fd) < 0)
+        code = -errno;
+    if (code < 0)
+        (void)close(*fd);
+    return code;
+}
+
+static int vhosti_map_shared(vhost_log_memory *memory)
+{
+    int code = vhosti_shared_memory(memory->size, &memory->fd);
+    if (code < 0)
+        return code;
+    memory->base =
+        mmap(NULL, (size_t)memory->size, PROT_READ | PROT_WRITE, MAP_SHARED, memory->fd, 0);
+    if (memory->base != MAP_FAILED)
+        return 0;
+    code = -errno;
+    (void)close(memory->fd);
+    return code;
+}
+
+static void vhosti_unmap_shared(vhost_log_memory *memory)
+{
+    (void)munmap(memory->base, (size_t)memory->size);
+    (void)close(memory->fd);
+}
+
+#else
+
+static int vhosti_map_shared(vhost_log_memory *memory)
+{
+    (void)memory;
+    return -ENOTSUP;
+}
+
+static void vhosti_unmap_shared(vhost_log_memory *memory)
+{
+    (void)memory;
+}
 
 #endif /* VHOST_NO_POSIX */
 
@@ -1951,7 +2051,7 @@ static int vhosti_default_log_map(vhost_log_memory *memory, bool shared, void *u
 {
     (void)user;
     if (shared)
-        return -ENOTSUP;
+        return vhosti_map_shared(memory);
     memory->base = VHOST_CALLOC(1, (size_t)memory->size);
     return memory->base != NULL ? 0 : -ENOMEM;
 }
@@ -1959,10 +2059,24 @@ static int vhosti_default_log_map(vhost_log_memory *memory, bool shared, void *u
 static void vhosti_default_log_unmap(vhost_log_memory *memory, void *user)
 {
     (void)user;
-    VHOST_FREE(memory->base);
+    if (memory->fd >= 0) {
+        vhosti_unmap_shared(memory);
+    } else {
+        VHOST_FREE(memory->base);
+    }
 }
 
 static const vhost_log_ops vhosti_default_log = {vhosti_default_log_map, vhosti_default_log_unmap};
+
+static bool vhosti_can_share_logs(const vhost_vm *vm)
+{
+#if defined(VHOST_NO_POSIX)
+    return vm->options.log != &vhosti_default_log;
+#else
+    (void)vm;
+    return true;
+#endif
+}
 
 /* Bytes of log for all sections of a map, whole words. Rings lie in sections; an IOVA is none. */
 static uint64_t vhosti_log_size(const vhosti_map *map)
@@ -1971,23 +2085,28 @@ static uint64_t vhosti_log_size(const vhosti_map *map)
     return (last / VHOST_PAGE / VHOSTI_WORD_PAGES + 1) * sizeof(vhosti_word);
 }
 
-static struct vhosti_log *vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, uint64_t size)
+static int vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, uint64_t size,
+                           struct vhosti_log **made)
 {
     struct vhosti_log *log = (struct vhosti_log *)vhosti_allocate(vm, NULL, sizeof *log);
+    int code = -ENOMEM;
     if (log == NULL)
-        return NULL;
+        return code;
     log->users = 1;
     log->kind = kind;
     log->memory.base = NULL;
     log->memory.size = size;
     log->memory.fd = -1;
-    if (size <= SIZE_MAX &&
-        vm->options.log->map(&log->memory, kind == VHOST_DIRTY_SHARED, vm->options.user) == 0) {
-        vhosti_trace_section(vm, VHOST_TRACE_LOG, 0, size, kind);
-        return log;
+    log->memory.id = ++vm->last_log;
+    if (size <= SIZE_MAX)
+        code = vm->options.log->map(&log->memory, kind == VHOST_DIRTY_SHARED, vm->options.user);
+    if (code < 0) {
+        vhosti_free(vm, log);
+        return code;
     }
-    vhosti_free(vm, log);
-    return NULL;
+    vhosti_trace_section(vm, VHOST_TRACE_LOG, 0, size, kind);
+    *made = log;
+    return 0;
 }
 
 static struct vhosti_log *vhosti_keep_log(struct vhosti_log *log)
@@ -2101,6 +2220,8 @@ static vhost_why vhosti_log_obstacle(const vhost_device *device)
 {
     bool logs = device->facts.log_kind != VHOST_DIRTY_NONE && device->ops->set_log != NULL &&
                 vhost_features_test(&device->facts.offered, VHOST_FEATURE_LOG_ALL);
+    if (logs && device->facts.log_kind == VHOST_DIRTY_SHARED && !vhosti_can_share_logs(device->vm))
+        return VHOST_WHY_LOG_MEMORY;
     return logs ? VHOST_WHY_NONE : VHOST_WHY_LOG_UNSUPPORTED;
 }
 
@@ -2118,11 +2239,11 @@ VHOST_DEF const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_
 }
 
 /* The log of a kind is made when its first device comes, or logging begins. */
-static bool vhosti_need_log(vhost_vm *vm, vhost_log_kind kind)
+static int vhosti_need_log(vhost_vm *vm, vhost_log_kind kind)
 {
-    if (vm->logs[kind] == NULL)
-        vm->logs[kind] = vhosti_make_log(vm, kind, vhosti_log_size(vhosti_current(vm)));
-    return vm->logs[kind] != NULL;
+    if (vm->logs[kind] != NULL)
+        return 0;
+    return vhosti_make_log(vm, kind, vhosti_log_size(vhosti_current(vm)), &vm->logs[kind]);
 }
 
 /* >>submit ------------------------------------------------------------------------------------
@@ -3086,7 +3207,7 @@ static int vhosti_check_facts(vhost_device *device)
                            "%lu, and it has %lu", (unsigned long)device->queue_count,
                            (unsigned long)facts->max_queues);
     if (device->vm->logging && vhosti_log_obstacle(device) != VHOST_WHY_NONE)
-        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_LOG_UNSUPPORTED, VHOST_OP_OPEN, -1,
+        return VHOSTI_FAIL(device, -ENOTSUP, vhosti_log_obstacle(device), VHOST_OP_OPEN, -1,
                            "and the VM logs");
     return vhosti_need_table(device);
 }
@@ -3094,9 +3215,11 @@ static int vhosti_check_facts(vhost_device *device)
 /* The last thing that may fail: a log that nobody came to use would stay. */
 static int vhosti_join_log(vhost_device *device)
 {
-    if (!device->vm->logging || vhosti_need_log(device->vm, device->facts.log_kind))
+    int code = device->vm->logging ? vhosti_need_log(device->vm, device->facts.log_kind) : 0;
+    if (code == 0)
         return 0;
-    return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_LOG_MEMORY, VHOST_OP_NONE, -1, "the VM logs");
+    return VHOSTI_FAIL(device, code, VHOST_WHY_LOG_MEMORY, VHOST_OP_NONE, -1,
+                       "the VM logs; errno %d", -code);
 }
 
 static void vhosti_close(vhost_device *device)
@@ -3797,7 +3920,7 @@ static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
 static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
 {
     uint64_t need = vhosti_log_size(vhosti_scratch(vm)), roomy = need + VHOSTI_LOG_SLACK;
-    int kind;
+    int kind, code = 0;
     for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++) {
         struct vhosti_log *old = vm->logs[kind];
         if (old == NULL)
@@ -3805,10 +3928,10 @@ static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
         if (old->memory.size >= need)
             commit->logs[kind] = vhosti_keep_log(old);
         else
-            commit->logs[kind] = vhosti_make_log(vm, (vhost_log_kind)kind, roomy);
-        if (commit->logs[kind] == NULL)
-            return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_LOG_MEMORY, "0x%llx bytes",
-                                  (vhosti_ull)roomy);
+            code = vhosti_make_log(vm, (vhost_log_kind)kind, roomy, &commit->logs[kind]);
+        if (code < 0)
+            return VHOSTI_FAIL_VM(vm, code, VHOST_WHY_LOG_MEMORY, "0x%llx bytes, errno %d",
+                                  (vhosti_ull)roomy, -code);
     }
     return 0;
 }
@@ -3975,8 +4098,7 @@ static void vhosti_shrink_log(vhost_vm *vm, int kind)
     if (old == NULL || old->memory.size <= need + VHOSTI_LOG_SLACK ||
         !vhosti_log_is_clean(old, need / sizeof(vhosti_word)))
         return;
-    log = vhosti_make_log(vm, (vhost_log_kind)kind, need);
-    if (log == NULL)
+    if (vhosti_make_log(vm, (vhost_log_kind)kind, need, &log) < 0)
         return;
     vhosti_move_to_log(vm, kind, log);
     vhosti_replace_log(vm, kind, log);
@@ -4020,13 +4142,13 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
 
 /* ---- logging on and off, on all devices or on none (G1 to G6) ---- */
 
-static bool vhosti_need_logs(vhost_vm *vm)
+static int vhosti_need_logs(vhost_vm *vm)
 {
     const vhost_device *device;
-    bool made = true;
-    for (device = vm->devices; device != NULL && made; device = device->next)
-        made = vhosti_need_log(vm, device->facts.log_kind);
-    return made;
+    int code = 0;
+    for (device = vm->devices; device != NULL && code == 0; device = device->next)
+        code = vhosti_need_log(vm, device->facts.log_kind);
+    return code;
 }
 
 /* The base exists before anything is logged to it (G2). */
@@ -4138,10 +4260,11 @@ VHOST_DEF int vhost_log_start(vhost_vm *vm)
     blocker = vhost_log_blocker(vm, NULL, &why);
     if (blocker != NULL)
         return VHOSTI_FAIL_VM(vm, -ENOTSUP, why, "%s", blocker->facts.name);
-    if (!vhosti_need_logs(vm)) {
+    code = vhosti_need_logs(vm);
+    if (code < 0) {
         vhosti_drop_logs(vm);
-        return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_LOG_MEMORY, "0x%llx bytes",
-                              (vhosti_ull)vhosti_log_size(vhosti_current(vm)));
+        return VHOSTI_FAIL_VM(vm, code, VHOST_WHY_LOG_MEMORY, "0x%llx bytes, errno %d",
+                              (vhosti_ull)vhosti_log_size(vhosti_current(vm)), -code);
     }
     code = vhosti_switch_log_on(vm);
     if (code == 0)
