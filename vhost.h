@@ -13,7 +13,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    >>types       enums, structs, tables of functions
    >>api         the functions, in life-cycle order
    >>base        arithmetic, allocation, errors, trace
-   >>posix       the default notifiers: eventfd, or a pipe
+   >>posix       the default notifiers, and memory to share: eventfd and memfd, or pipe and shm
    >>memory      sections, spans, tables of regions
    >>log         memory of dirty bits, and when it is replaced
    >>submit      calls into a back-end, and their fence
@@ -174,6 +174,14 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    stand in what goes to back-ends, like everything else.)
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
+
+   A back-end in another process maps memory itself, by the fd of its backing. So it gets only what
+   has an fd and is not private, and a ring part must lie in one region of its table. A process can
+   map whole pages only: if backing.page_size is above 4 KiB, regions are rounded to it, over gpas
+   where there is nothing else, and as far as the backing reaches. Where that is not possible (a PC
+   has ROM in its first MiB) the exact edge goes out, and the back-end has to cope. Back-ends with
+   memory slots get each section as a region of its own, so that growth takes one slot.
+
    A section that overlaps the one before it is an error, unless it is the same memory at the same
    place: then both are one. After a failed add the transaction can only be aborted: a commit fails,
    so that no hole is left in silence.
@@ -518,6 +526,8 @@ typedef struct vhost_extent {
 
 typedef enum vhost_profile {   /* how a kind of back-end wants its table */
     VHOST_PROFILE_BY_HOST = 0, /* host addresses: the vhost drivers of the kernel */
+    VHOST_PROFILE_BY_FD = 1,   /* by shared fd, a whole table: vhost-user */
+    VHOST_PROFILE_SLOTS = 2,   /* by shared fd, region by region */
     VHOST_PROFILE_COUNT
 } vhost_profile;
 
@@ -526,6 +536,7 @@ typedef struct vhost_region {
     uint64_t size;                /* bytes */
     void *host;                   /* where the region begins in this process */
     const vhost_backing *backing; /* in `removed` and `from` only an identity: it may be gone */
+    uint64_t serial;              /* tells memory apart that was replaced at the same place */
 } vhost_region;
 
 typedef struct vhost_table {
@@ -557,10 +568,12 @@ typedef struct vhost_log_memory {
     void *base;
     uint64_t size; /* bytes */
     int fd;        /* SHARED: what the back-end maps; else -1 */
+    uint64_t id;   /* no two logs of a VM have the same */
 } vhost_log_memory;
 
 typedef struct vhost_log_ops {
-    /* Gives ZEROED memory of `memory->size` bytes; shared: with an fd. Returns 0 or -errno. */
+    /* Gives ZEROED memory of `memory->size` bytes; shared: with an fd, which no peer can shrink
+       (by default: a sealed memfd). Returns 0 or -errno. */
     int (*map)(vhost_log_memory *memory, bool shared, void *user);
     void (*unmap)(vhost_log_memory *memory, void *user);
 } vhost_log_ops;
@@ -791,7 +804,9 @@ typedef enum vhost_trace_event {
     VHOST_TRACE_FENCE = 6, /* op, queue: what failed; result */
     VHOST_TRACE_STATE = 7, /* value: the vhost_state entered */
     VHOST_TRACE_LOG = 8,   /* a log was made or replaced; value: its kind; size: bytes */
-    VHOST_TRACE_MISS = 9   /* gpa: the IOVA; value: what for; result: 0, or a negative errno */
+    VHOST_TRACE_MISS = 9,  /* gpa: the IOVA; value: what for; result: 0, or a negative errno */
+    /* gpa, size: of a section in large pages; value: 0 its begin, 1 its end is within a page */
+    VHOST_TRACE_SECTION_UNROUNDED = 10
 } vhost_trace_event;
 
 typedef struct vhost_trace {
@@ -814,7 +829,7 @@ typedef struct vhost_vm_options { /* zero is the default of each */
     void (*on_trace)(const vhost_trace *trace, void *user);
     void *(*allocate)(void *memory, size_t size, void *user); /* as realloc; size 0 frees */
     const vhost_event_ops *events;                            /* default: >>posix */
-    const vhost_log_ops *log;                                 /* default: >>posix */
+    const vhost_log_ops *log; /* default: >>posix; without it, no log is shared */
 } vhost_vm_options;
 
 struct vhosti_log;
@@ -842,6 +857,8 @@ struct vhost_vm {
     struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT]; /* while logging: of the kinds in use */
     vhost_region *difference;                        /* room for removed, then added */
     uint32_t difference_capacity;
+    uint64_t last_serial; /* given to a section */
+    uint64_t last_log;    /* id given to a log */
 };
 
 /* ---- the device ---- */
@@ -944,7 +961,8 @@ VHOST_API int vhost_memory_add(vhost_vm *vm, const vhost_section *section);
 
 /* Puts the list in force, and ends the transaction in any case. On failure the old map stays:
    -EINVAL: an add failed; -ENOSPC: more regions than a device has slots (vm->last_error names it);
-   -ENOMEM. Devices that cannot go along become BROKEN, and the commit succeeds. */
+   -ENOMEM; or what the memory of the log said. Devices that cannot go along become BROKEN, and the
+   commit succeeds. */
 VHOST_API int vhost_memory_commit(vhost_vm *vm);
 
 /* Ends the transaction; the map stays as it is. */
@@ -1037,7 +1055,7 @@ VHOST_API int vhost_queue_pending(vhost_device *device, uint32_t queue);
 /* ---- the dirty log (L, Y, G) ---- */
 
 /* Makes every device log what it writes, or none: -ENOTSUP: one cannot (vhost_log_blocker);
-   -ENOMEM; or what a back-end said. A device that is found dead becomes BROKEN, and no obstacle.
+   -ENOMEM; or what a back-end, or the memory of the log said. A device that is found dead becomes BROKEN, and no obstacle.
    Harmless when repeated. */
 VHOST_API int vhost_log_start(vhost_vm *vm);
 
@@ -1120,6 +1138,7 @@ VHOST_API int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_
 
 #if !defined(VHOST_NO_POSIX)
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <sys/eventfd.h>
@@ -1361,6 +1380,101 @@ static int vhosti_event_test_and_clear(const vhost_event *event, void *user)
 static const vhost_event_ops vhosti_posix_events = {vhosti_event_create, vhosti_event_destroy,
                                                     vhosti_event_test_and_clear};
 
+#if defined(__linux__)
+
+enum { /* as in the kernel; the names are hidden from strict C */
+    VHOSTI_MFD_CLOEXEC = 1,
+    VHOSTI_MFD_ALLOW_SEALING = 2,
+    VHOSTI_F_ADD_SEALS = 1033,
+    VHOSTI_SEALS = 1 | 2 | 4 /* F_SEAL_SEAL, _SHRINK and _GROW */
+};
+
+extern int vhosti_memfd_create(const char *name, unsigned flags) __asm__("memfd_create");
+
+static int vhosti_open_memory(void)
+{
+    return vhosti_memfd_create("vhost", VHOSTI_MFD_CLOEXEC | VHOSTI_MFD_ALLOW_SEALING);
+}
+
+/* A peer that could shrink it would have us touch memory that is gone. */
+static int vhosti_seal_memory(int fd)
+{
+    return fcntl(fd, VHOSTI_F_ADD_SEALS, VHOSTI_SEALS);
+}
+
+#else
+
+static int vhosti_open_memory(void)
+{
+    char name[32]; /* for the moment only that it takes to open it */
+    int fd = -1, i;
+    for (i = 0; i < 1000 && fd < 0 && (i == 0 || errno == EEXIST); i++) {
+        name[0] = '\0';
+        (void)snprintf(name, sizeof name, "/vhost-%ld-%d", (long)getpid(), i);
+        fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    }
+    if (fd >= 0)
+        (void)shm_unlink(name);
+    return fd;
+}
+
+static int vhosti_seal_memory(int fd)
+{
+    return fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
+#endif
+
+/* Gives an fd of `size` zero bytes that another process may map. */
+static int vhosti_shared_memory(uint64_t size, int *fd)
+{
+    off_t last = (off_t)(size - 1);
+    int code = 0;
+    if (last < 0 || (uint64_t)last != size - 1)
+        return -EOVERFLOW;
+    *fd = vhosti_open_memory();
+    if (*fd < 0)
+        return -errno;
+    if (lseek(*fd, last, SEEK_SET) < 0 || write(*fd, "", 1) != 1 || vhosti_seal_memory(*fd) < 0)
+        code = -errno;
+    if (code < 0)
+        (void)close(*fd);
+    return code;
+}
+
+static int vhosti_map_shared(vhost_log_memory *memory)
+{
+    int code = vhosti_shared_memory(memory->size, &memory->fd);
+    if (code < 0)
+        return code;
+    memory->base =
+        mmap(NULL, (size_t)memory->size, PROT_READ | PROT_WRITE, MAP_SHARED, memory->fd, 0);
+    if (memory->base != MAP_FAILED)
+        return 0;
+    code = -errno;
+    (void)close(memory->fd);
+    return code;
+}
+
+static void vhosti_unmap_shared(vhost_log_memory *memory)
+{
+    (void)munmap(memory->base, (size_t)memory->size);
+    (void)close(memory->fd);
+}
+
+#else
+
+static int vhosti_map_shared(vhost_log_memory *memory)
+{
+    (void)memory;
+    return -ENOTSUP;
+}
+
+static void vhosti_unmap_shared(vhost_log_memory *memory)
+{
+    (void)memory;
+}
+
 #endif /* VHOST_NO_POSIX */
 
 /* >>memory ------------------------------------------------------------------------------------ */
@@ -1371,6 +1485,9 @@ struct vhosti_section { /* as added, but for coherent overlaps, which are one */
     const vhost_backing *backing;
     unsigned char *host;
     uint32_t flags;
+    int fd; /* of the backing, which may be another one at the same address by now */
+    uint64_t fd_offset;
+    uint64_t serial; /* as in vhost_region */
 };
 
 struct vhosti_span { /* contiguous in guest and host memory, whatever it is made of */
@@ -1446,6 +1563,10 @@ static int vhosti_check_section(vhost_vm *vm, const vhost_section *section)
     if (backing == NULL || backing->host == NULL)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT, "section 0x%llx+0x%llx: no memory",
                               gpa, size);
+    if (backing->page_size < VHOST_PAGE || (backing->page_size & (backing->page_size - 1)) != 0)
+        return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_ARGUMENT,
+                              "section 0x%llx+0x%llx: pages of 0x%llx bytes", gpa, size,
+                              (vhosti_ull)backing->page_size);
     if (size == 0)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_EMPTY, "at 0x%llx", gpa);
     if ((gpa | size | (uintptr_t)backing->host | offset) % VHOST_PAGE != 0)
@@ -1470,6 +1591,8 @@ static struct vhosti_section vhosti_make_section(const vhost_section *section)
     made.backing = section->backing;
     made.host = (unsigned char *)section->backing->host + section->offset;
     made.flags = section->flags;
+    made.fd = section->backing->fd;
+    made.fd_offset = section->backing->fd_offset;
     return made;
 }
 
@@ -1531,7 +1654,8 @@ VHOST_DEF int vhost_memory_add(vhost_vm *vm, const vhost_section *section)
 static bool vhosti_same_section(const struct vhosti_section *a, const struct vhosti_section *b)
 {
     return a->gpa == b->gpa && a->size == b->size && a->backing == b->backing &&
-           a->host == b->host && a->flags == b->flags;
+           a->host == b->host && a->flags == b->flags && a->fd == b->fd &&
+           a->fd_offset == b->fd_offset;
 }
 
 static bool vhosti_same_sections(const vhosti_map *a, const vhosti_map *b)
@@ -1543,6 +1667,53 @@ static bool vhosti_same_sections(const vhosti_map *a, const vhosti_map *b)
         if (!vhosti_same_section(&a->sections[i], &b->sections[i]))
             return false;
     return true;
+}
+
+/* Whether both are at the same distance from guest to host: what lies between may be anything. */
+static bool vhosti_same_distance(const struct vhosti_section *a, const struct vhosti_section *b)
+{
+    return (uintptr_t)a->host - a->gpa == (uintptr_t)b->host - b->gpa;
+}
+
+static bool vhosti_same_memory(const struct vhosti_section *a, const struct vhosti_section *b)
+{
+    return a->backing == b->backing && a->fd == b->fd && a->fd_offset == b->fd_offset &&
+           vhosti_same_distance(a, b);
+}
+
+/* The greatest serial of what the sections of `map` from k on say that a section was, or 0: not
+   all of it was there. However the same memory is split, the greatest of its serials stays. */
+static uint64_t vhosti_find_serial(const vhosti_map *map, uint32_t k,
+                                   const struct vhosti_section *section)
+{
+    uint64_t serial = 0, gpa = section->gpa;
+    for (; k < map->count; k++) {
+        const struct vhosti_section *before = &map->sections[k];
+        if (before->gpa > gpa || !vhosti_same_memory(before, section))
+            return 0;
+        if (before->serial > serial)
+            serial = before->serial;
+        if (vhosti_last(before) >= vhosti_last(section))
+            return serial;
+        gpa = vhosti_last(before) + 1;
+    }
+    return 0;
+}
+
+/* Memory that the map in force has as well keeps its serial. Both lists ascend. */
+static void vhosti_number_sections(vhost_vm *vm)
+{
+    const vhosti_map *before = vhosti_current(vm);
+    vhosti_map *fresh = vhosti_scratch(vm);
+    uint32_t i, k = 0;
+    for (i = 0; i < fresh->count; i++) {
+        struct vhosti_section *section = &fresh->sections[i];
+        while (k < before->count && vhosti_last(&before->sections[k]) < section->gpa)
+            k++;
+        section->serial = vhosti_find_serial(before, k, section);
+        if (section->serial == 0)
+            section->serial = ++vm->last_serial;
+    }
 }
 
 /* ---- spans: look-up by guest physical address ---- */
@@ -1623,40 +1794,111 @@ static bool vhosti_is_for_backends(const struct vhosti_section *section)
     return vhosti_is_writable(section) && (section->flags & VHOST_SECTION_DIRTY_TRACKED) == 0;
 }
 
-static bool vhosti_continues(const vhost_region *region, const struct vhosti_section *section)
+/* D30: through the fd of private memory a peer would see other pages. */
+static bool vhosti_is_for(const struct vhosti_section *section, vhost_profile profile)
 {
-    return section->gpa == region->gpa + region->size && section->backing == region->backing &&
-           section->host == (unsigned char *)region->host + region->size;
+    bool shared =
+        section->backing->fd >= 0 && (section->backing->flags & VHOST_BACKING_PRIVATE) == 0;
+    return vhosti_is_for_backends(section) && (shared || profile == VHOST_PROFILE_BY_HOST);
 }
 
-/* Writes the merged regions of a map, and traces what became of each section. */
-static uint32_t vhosti_write_regions(vhost_vm *vm, const vhosti_map *map, vhost_region *regions)
+/* How much of a page of the backing lies before the section, and behind it (M5): a peer can map
+   whole pages only. */
+static uint64_t vhosti_page_before(const struct vhosti_section *section)
 {
-    bool mergeable = false; /* the last region may be continued */
+    return (uintptr_t)section->host & (section->backing->page_size - 1);
+}
+
+static uint64_t vhosti_page_behind(const struct vhosti_section *section)
+{
+    uint64_t end = (uintptr_t)section->host + section->size;
+    return (0 - end) & (section->backing->page_size - 1);
+}
+
+/* Whether section i continues the region of the section before it (M7, M8). By fd, a hole may be
+   between the two if rounding closes it: nothing else is there. Slots stay apart, so that growth
+   is one more slot. */
+static bool vhosti_joins(const vhosti_map *map, uint32_t i, vhost_profile profile)
+{
+    const struct vhosti_section *before = &map->sections[i - 1], *next = &map->sections[i];
+    uint64_t hole = next->gpa - vhosti_last(before) - 1;
+    if (((before->flags | next->flags) & VHOST_SECTION_UNMERGEABLE) != 0 ||
+        profile == VHOST_PROFILE_SLOTS || !vhosti_is_for(before, profile) ||
+        next->backing != before->backing || !vhosti_same_distance(before, next))
+        return false;
+    return hole == 0 || (profile == VHOST_PROFILE_BY_FD &&
+                         vhosti_page_behind(before) + vhosti_page_before(next) >= hole);
+}
+
+/* A region may grow to a whole page where this stays in its backing and meets nothing else (D16).
+   `room` is how much of the guest is free on this side. */
+static bool vhosti_may_round(vhost_vm *vm, const struct vhosti_section *section, bool end,
+                             uint64_t by, uint64_t room)
+{
+    uint64_t offset = (uint64_t)(section->host - (unsigned char *)section->backing->host);
+    uint64_t inside = end ? section->backing->size - offset - section->size : offset;
+    if (by <= room && by <= inside)
+        return true;
+    vhosti_trace_section(vm, VHOST_TRACE_SECTION_UNROUNDED, section->gpa, section->size, end);
+    return false;
+}
+
+/* Begins the region at `region` with section i; the regions before it end at `floor`. */
+static void vhosti_begin_region(vhost_vm *vm, const vhosti_map *map, uint32_t i,
+                                vhost_profile profile, vhost_region *region, uint64_t floor)
+{
+    const struct vhosti_section *section = &map->sections[i];
+    uint64_t by = profile != VHOST_PROFILE_BY_HOST ? vhosti_page_before(section) : 0;
+    if (i > 0 && vhosti_last(section - 1) >= floor)
+        floor = vhosti_last(section - 1) + 1;
+    if (!vhosti_may_round(vm, section, false, by, section->gpa - floor))
+        by = 0;
+    region->gpa = section->gpa - by;
+    region->host = section->host - by;
+    region->backing = section->backing;
+    region->serial = 0;
+}
+
+/* Section i is in the region, and is its last one if nothing joins it. */
+static void vhosti_extend_region(vhost_vm *vm, const vhosti_map *map, uint32_t i,
+                                 vhost_profile profile, vhost_region *region)
+{
+    const struct vhosti_section *section = &map->sections[i];
+    bool followed = i + 1 < map->count;
+    uint64_t by = profile != VHOST_PROFILE_BY_HOST ? vhosti_page_behind(section) : 0;
+    uint64_t room = (followed ? section[1].gpa - 1 : UINT64_MAX) - vhosti_last(section);
+    region->size = vhosti_last(section) - region->gpa + 1;
+    if (section->serial > region->serial)
+        region->serial = section->serial;
+    if (followed && vhosti_is_for(section + 1, profile) && vhosti_joins(map, i + 1, profile))
+        return;
+    if (vhosti_may_round(vm, section, true, by, room))
+        region->size += by;
+}
+
+/* Writes the regions of a map, and traces what became of each section. */
+static uint32_t vhosti_write_regions(vhost_vm *vm, const vhosti_map *map, vhost_profile profile,
+                                     vhost_region *regions)
+{
     uint32_t i, count = 0;
     for (i = 0; i < map->count; i++) {
         const struct vhosti_section *section = &map->sections[i];
-        bool alone = (section->flags & VHOST_SECTION_UNMERGEABLE) != 0;
-        vhost_trace_event event = VHOST_TRACE_SECTION_ACCEPTED;
-        if (!vhosti_is_for_backends(section)) {
-            event = VHOST_TRACE_SECTION_REJECTED;
-        } else if (mergeable && !alone && vhosti_continues(&regions[count - 1], section)) {
-            event = VHOST_TRACE_SECTION_MERGED;
-            regions[count - 1].size += section->size;
-        } else {
-            regions[count].gpa = section->gpa;
-            regions[count].size = section->size;
-            regions[count].host = section->host;
-            regions[count].backing = section->backing;
-            count++;
-            mergeable = !alone;
+        vhost_trace_event event = VHOST_TRACE_SECTION_REJECTED;
+        if (vhosti_is_for(section, profile)) {
+            bool joins = i > 0 && vhosti_joins(map, i, profile);
+            uint64_t floor = count > 0 ? regions[count - 1].gpa + regions[count - 1].size : 0;
+            event = joins ? VHOST_TRACE_SECTION_MERGED : VHOST_TRACE_SECTION_ACCEPTED;
+            if (!joins)
+                vhosti_begin_region(vm, map, i, profile, &regions[count++], floor);
+            vhosti_extend_region(vm, map, i, profile, &regions[count - 1]);
         }
         vhosti_trace_section(vm, event, section->gpa, section->size, section->flags);
     }
     return count;
 }
 
-static struct vhosti_table *vhosti_build_table(vhost_vm *vm, const vhosti_map *map)
+static struct vhosti_table *vhosti_build_table(vhost_vm *vm, const vhosti_map *map,
+                                               vhost_profile profile)
 {
     size_t size = sizeof(struct vhosti_table) + map->count * sizeof(vhost_region);
     struct vhosti_table *built = (struct vhosti_table *)vhosti_allocate(vm, NULL, size);
@@ -1664,7 +1906,7 @@ static struct vhosti_table *vhosti_build_table(vhost_vm *vm, const vhosti_map *m
         return NULL;
     built->users = 1;
     built->table.regions = built->regions;
-    built->table.count = vhosti_write_regions(vm, map, built->regions);
+    built->table.count = vhosti_write_regions(vm, map, profile, built->regions);
     return built;
 }
 
@@ -1683,7 +1925,8 @@ static void vhosti_drop_table(vhost_vm *vm, struct vhosti_table **table)
 
 static bool vhosti_same_region(const vhost_region *a, const vhost_region *b)
 {
-    return a->gpa == b->gpa && a->size == b->size && a->host == b->host && a->backing == b->backing;
+    return a->gpa == b->gpa && a->size == b->size && a->host == b->host &&
+           a->backing == b->backing && a->serial == b->serial;
 }
 
 static bool vhosti_same_table(const vhost_table *a, const vhost_table *b)
@@ -1820,7 +2063,7 @@ static int vhosti_default_log_map(vhost_log_memory *memory, bool shared, void *u
 {
     (void)user;
     if (shared)
-        return -ENOTSUP;
+        return vhosti_map_shared(memory);
     memory->base = VHOST_CALLOC(1, (size_t)memory->size);
     return memory->base != NULL ? 0 : -ENOMEM;
 }
@@ -1828,10 +2071,24 @@ static int vhosti_default_log_map(vhost_log_memory *memory, bool shared, void *u
 static void vhosti_default_log_unmap(vhost_log_memory *memory, void *user)
 {
     (void)user;
-    VHOST_FREE(memory->base);
+    if (memory->fd >= 0) {
+        vhosti_unmap_shared(memory);
+    } else {
+        VHOST_FREE(memory->base);
+    }
 }
 
 static const vhost_log_ops vhosti_default_log = {vhosti_default_log_map, vhosti_default_log_unmap};
+
+static bool vhosti_can_share_logs(const vhost_vm *vm)
+{
+#if defined(VHOST_NO_POSIX)
+    return vm->options.log != &vhosti_default_log;
+#else
+    (void)vm;
+    return true;
+#endif
+}
 
 /* Bytes of log for all sections of a map, whole words. Rings lie in sections; an IOVA is none. */
 static uint64_t vhosti_log_size(const vhosti_map *map)
@@ -1840,23 +2097,28 @@ static uint64_t vhosti_log_size(const vhosti_map *map)
     return (last / VHOST_PAGE / VHOSTI_WORD_PAGES + 1) * sizeof(vhosti_word);
 }
 
-static struct vhosti_log *vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, uint64_t size)
+static int vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, uint64_t size,
+                           struct vhosti_log **made)
 {
     struct vhosti_log *log = (struct vhosti_log *)vhosti_allocate(vm, NULL, sizeof *log);
+    int code = -ENOMEM;
     if (log == NULL)
-        return NULL;
+        return code;
     log->users = 1;
     log->kind = kind;
     log->memory.base = NULL;
     log->memory.size = size;
     log->memory.fd = -1;
-    if (size <= SIZE_MAX &&
-        vm->options.log->map(&log->memory, kind == VHOST_DIRTY_SHARED, vm->options.user) == 0) {
-        vhosti_trace_section(vm, VHOST_TRACE_LOG, 0, size, kind);
-        return log;
+    log->memory.id = ++vm->last_log;
+    if (size <= SIZE_MAX)
+        code = vm->options.log->map(&log->memory, kind == VHOST_DIRTY_SHARED, vm->options.user);
+    if (code < 0) {
+        vhosti_free(vm, log);
+        return code;
     }
-    vhosti_free(vm, log);
-    return NULL;
+    vhosti_trace_section(vm, VHOST_TRACE_LOG, 0, size, kind);
+    *made = log;
+    return 0;
 }
 
 static struct vhosti_log *vhosti_keep_log(struct vhosti_log *log)
@@ -1970,6 +2232,8 @@ static vhost_why vhosti_log_obstacle(const vhost_device *device)
 {
     bool logs = device->facts.log_kind != VHOST_DIRTY_NONE && device->ops->set_log != NULL &&
                 vhost_features_test(&device->facts.offered, VHOST_FEATURE_LOG_ALL);
+    if (logs && device->facts.log_kind == VHOST_DIRTY_SHARED && !vhosti_can_share_logs(device->vm))
+        return VHOST_WHY_LOG_MEMORY;
     return logs ? VHOST_WHY_NONE : VHOST_WHY_LOG_UNSUPPORTED;
 }
 
@@ -1987,11 +2251,11 @@ VHOST_DEF const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_
 }
 
 /* The log of a kind is made when its first device comes, or logging begins. */
-static bool vhosti_need_log(vhost_vm *vm, vhost_log_kind kind)
+static int vhosti_need_log(vhost_vm *vm, vhost_log_kind kind)
 {
-    if (vm->logs[kind] == NULL)
-        vm->logs[kind] = vhosti_make_log(vm, kind, vhosti_log_size(vhosti_current(vm)));
-    return vm->logs[kind] != NULL;
+    if (vm->logs[kind] != NULL)
+        return 0;
+    return vhosti_make_log(vm, kind, vhosti_log_size(vhosti_current(vm)), &vm->logs[kind]);
 }
 
 /* >>submit ------------------------------------------------------------------------------------
@@ -2290,6 +2554,16 @@ static vhost_why vhosti_check_place(vhost_device *device, const vhost_mapping *m
     return why == VHOST_WHY_NONE && host != mapping->host ? VHOST_WHY_RING_MOVED : why;
 }
 
+/* Whether a back-end that maps its table by fd has a ring part in one piece: it sees no host
+   addresses that would make two regions one. */
+static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_table *table,
+                                    const vhost_mapping *mapping)
+{
+    if (device->facts.profile == VHOST_PROFILE_BY_HOST)
+        return VHOST_WHY_NONE;
+    return vhosti_check_region(table, mapping->gpa, mapping->size, mapping->host);
+}
+
 static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
 {
     const vhost_memory_ops *memory = device->options.memory;
@@ -2500,9 +2774,11 @@ static int vhosti_map_ring(vhost_device *device, uint32_t index)
     queue->piece_count = 0;
     for (part = 0; part < VHOSTI_PART_COUNT && code == 0; part++) {
         bool write = vhosti_is_written(device, part);
-        vhost_why why = device->behind_viommu
-                            ? vhosti_translate_part(device, queue, part, write)
-                            : vhosti_map_part(device, &queue->rings.part[part], write);
+        vhost_mapping *mapping = &queue->rings.part[part];
+        vhost_why why = device->behind_viommu ? vhosti_translate_part(device, queue, part, write)
+                                              : vhosti_map_part(device, mapping, write);
+        if (why == VHOST_WHY_NONE && !device->behind_viommu)
+            why = vhosti_check_reach(device, vhost_device_table(device), mapping);
         if (why != VHOST_WHY_NONE)
             code = vhosti_fail_part(device, why == VHOST_WHY_MEMORY ? -ENOMEM : -EFAULT, why, index,
                                     part);
@@ -2907,7 +3183,7 @@ static int vhosti_need_table(vhost_device *device)
 {
     struct vhosti_table **table = &device->vm->tables[device->facts.profile];
     if (*table == NULL)
-        *table = vhosti_build_table(device->vm, vhosti_current(device->vm));
+        *table = vhosti_build_table(device->vm, vhosti_current(device->vm), device->facts.profile);
     if (*table == NULL)
         return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_MEMORY, VHOST_OP_NONE, -1, "memory table");
     if (!vhosti_fits(device, *table))
@@ -2943,7 +3219,7 @@ static int vhosti_check_facts(vhost_device *device)
                            "%lu, and it has %lu", (unsigned long)device->queue_count,
                            (unsigned long)facts->max_queues);
     if (device->vm->logging && vhosti_log_obstacle(device) != VHOST_WHY_NONE)
-        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_LOG_UNSUPPORTED, VHOST_OP_OPEN, -1,
+        return VHOSTI_FAIL(device, -ENOTSUP, vhosti_log_obstacle(device), VHOST_OP_OPEN, -1,
                            "and the VM logs");
     return vhosti_need_table(device);
 }
@@ -2951,9 +3227,11 @@ static int vhosti_check_facts(vhost_device *device)
 /* The last thing that may fail: a log that nobody came to use would stay. */
 static int vhosti_join_log(vhost_device *device)
 {
-    if (!device->vm->logging || vhosti_need_log(device->vm, device->facts.log_kind))
+    int code = device->vm->logging ? vhosti_need_log(device->vm, device->facts.log_kind) : 0;
+    if (code == 0)
         return 0;
-    return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_LOG_MEMORY, VHOST_OP_NONE, -1, "the VM logs");
+    return VHOSTI_FAIL(device, code, VHOST_WHY_LOG_MEMORY, VHOST_OP_NONE, -1,
+                       "the VM logs; errno %d", -code);
 }
 
 static void vhosti_close(vhost_device *device)
@@ -3637,7 +3915,7 @@ static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
         struct vhosti_table *old = vm->tables[profile], *built;
         if (old == NULL)
             continue;
-        built = vhosti_build_table(vm, vhosti_scratch(vm));
+        built = vhosti_build_table(vm, vhosti_scratch(vm), (vhost_profile)profile);
         if (built == NULL)
             return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_MEMORY, "a table of %lu regions",
                                   (unsigned long)vhosti_scratch(vm)->count);
@@ -3654,7 +3932,7 @@ static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
 static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
 {
     uint64_t need = vhosti_log_size(vhosti_scratch(vm)), roomy = need + VHOSTI_LOG_SLACK;
-    int kind;
+    int kind, code = 0;
     for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++) {
         struct vhosti_log *old = vm->logs[kind];
         if (old == NULL)
@@ -3662,10 +3940,10 @@ static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
         if (old->memory.size >= need)
             commit->logs[kind] = vhosti_keep_log(old);
         else
-            commit->logs[kind] = vhosti_make_log(vm, (vhost_log_kind)kind, roomy);
-        if (commit->logs[kind] == NULL)
-            return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_LOG_MEMORY, "0x%llx bytes",
-                                  (vhosti_ull)roomy);
+            code = vhosti_make_log(vm, (vhost_log_kind)kind, roomy, &commit->logs[kind]);
+        if (code < 0)
+            return VHOSTI_FAIL_VM(vm, code, VHOST_WHY_LOG_MEMORY, "0x%llx bytes, errno %d",
+                                  (vhosti_ull)roomy, -code);
     }
     return 0;
 }
@@ -3683,6 +3961,7 @@ static int vhosti_prepare_commit(vhost_vm *vm, vhosti_commit *commit)
 {
     vhost_device *device;
     int code = vhosti_build_spans(vm, vhosti_scratch(vm));
+    vhosti_number_sections(vm);
     if (code == 0)
         code = vhosti_build_tables(vm, commit);
     if (code == 0)
@@ -3711,7 +3990,10 @@ static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const v
     if (why != VHOST_WHY_NONE)
         return vhosti_fail_part(device, -EFAULT, why, index, part);
     for (part = 0; part < VHOSTI_PART_COUNT && !device->behind_viommu; part++) {
-        why = vhosti_check_place(device, &queue->rings.part[part], vhosti_is_written(device, part));
+        const vhost_mapping *mapping = &queue->rings.part[part];
+        why = vhosti_check_place(device, mapping, vhosti_is_written(device, part));
+        if (why == VHOST_WHY_NONE)
+            why = vhosti_check_reach(device, table, mapping);
         if (why != VHOST_WHY_NONE)
             return vhosti_fail_part(device, -EFAULT, why, index, part);
     }
@@ -3828,8 +4110,7 @@ static void vhosti_shrink_log(vhost_vm *vm, int kind)
     if (old == NULL || old->memory.size <= need + VHOSTI_LOG_SLACK ||
         !vhosti_log_is_clean(old, need / sizeof(vhosti_word)))
         return;
-    log = vhosti_make_log(vm, (vhost_log_kind)kind, need);
-    if (log == NULL)
+    if (vhosti_make_log(vm, (vhost_log_kind)kind, need, &log) < 0)
         return;
     vhosti_move_to_log(vm, kind, log);
     vhosti_replace_log(vm, kind, log);
@@ -3873,13 +4154,13 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
 
 /* ---- logging on and off, on all devices or on none (G1 to G6) ---- */
 
-static bool vhosti_need_logs(vhost_vm *vm)
+static int vhosti_need_logs(vhost_vm *vm)
 {
     const vhost_device *device;
-    bool made = true;
-    for (device = vm->devices; device != NULL && made; device = device->next)
-        made = vhosti_need_log(vm, device->facts.log_kind);
-    return made;
+    int code = 0;
+    for (device = vm->devices; device != NULL && code == 0; device = device->next)
+        code = vhosti_need_log(vm, device->facts.log_kind);
+    return code;
 }
 
 /* The base exists before anything is logged to it (G2). */
@@ -3991,10 +4272,11 @@ VHOST_DEF int vhost_log_start(vhost_vm *vm)
     blocker = vhost_log_blocker(vm, NULL, &why);
     if (blocker != NULL)
         return VHOSTI_FAIL_VM(vm, -ENOTSUP, why, "%s", blocker->facts.name);
-    if (!vhosti_need_logs(vm)) {
+    code = vhosti_need_logs(vm);
+    if (code < 0) {
         vhosti_drop_logs(vm);
-        return VHOSTI_FAIL_VM(vm, -ENOMEM, VHOST_WHY_LOG_MEMORY, "0x%llx bytes",
-                              (vhosti_ull)vhosti_log_size(vhosti_current(vm)));
+        return VHOSTI_FAIL_VM(vm, code, VHOST_WHY_LOG_MEMORY, "0x%llx bytes, errno %d",
+                              (vhosti_ull)vhosti_log_size(vhosti_current(vm)), -code);
     }
     code = vhosti_switch_log_on(vm);
     if (code == 0)

@@ -388,7 +388,8 @@ static void do_iotlb_send(mock_backend *mock, const mock_call *call)
 
 static bool same_region(const vhost_region *a, const vhost_region *b)
 {
-    return a->gpa == b->gpa && a->size == b->size && a->host == b->host && a->backing == b->backing;
+    return a->gpa == b->gpa && a->size == b->size && a->host == b->host &&
+           a->backing == b->backing && a->serial == b->serial;
 }
 
 static bool same_addresses(const vhost_ring_addresses *a, const vhost_ring_addresses *b)

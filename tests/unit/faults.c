@@ -247,7 +247,7 @@ static int expected_code(const fault *failed)
 {
     switch (failed->kind) {
     case FAULT_ALLOCATION:
-        return -ENOMEM;
+        return failed->op == VHOST_OP_SET_LOG ? -EDQUOT : -ENOMEM;
     case FAULT_NOTIFIER:
         return -EMFILE;
     case FAULT_MAPPING:

@@ -319,22 +319,47 @@ TEST kinds_that_no_device_has_get_no_log(fixture *f)
     return takes_just(f, 0, 0);
 }
 
-/* Without options.log: private logs from the heap, and no shared ones. */
-TEST default_logs_are_private(fixture *f)
+/* Without options.log: private logs from the heap, shared ones from >>posix. */
+TEST default_logs_are_made_and_replaced(fixture *f)
 {
-    vhost_vm_options options = fixture_vm_options(f);
-    options.log = NULL;
-    ASSERT_OK(vhost_vm_init(&f->vm, &options));
-    ASSERT_OK(logging_device(f));
-    ASSERT_INT(-1, f->mock[0].log.fd);
-    mock_dirty(&f->mock[0], NEAR);
-    CHECK_CALL(takes_just(f, NEAR, PAGE));
-    ASSERT_OK(map_some(f, 3));
-    mock_dirty(&f->mock[0], FAR);
-    CHECK_CALL(takes_just(f, FAR, PAGE));
+    for (unsigned d = 0; d < 2; d++) {
+        vhost_vm_options options = fixture_vm_options(f);
+        options.log = NULL;
+        ASSERT_OK(vhost_vm_init(&f->vm, &options));
+        can_log(f, 1, VHOST_DIRTY_SHARED);
+        ASSERT_OK(map_some(f, 2));
+        can_log(f, d, d == 0 ? VHOST_DIRTY_PRIVATE : VHOST_DIRTY_SHARED);
+        ASSERT_OK(attach_and_start(f, d));
+        ASSERT_OK(vhost_log_start(&f->vm));
+        ASSERT_INT(d == 1, f->mock[d].log.fd >= 0);
+        mock_dirty(&f->mock[d], NEAR);
+        CHECK_CALL(takes_just(f, NEAR, PAGE));
+        ASSERT_OK(map_some(f, 3));
+        mock_dirty(&f->mock[d], FAR);
+        CHECK_CALL(takes_just(f, FAR, PAGE));
+        ASSERT_OK(vhost_log_stop(&f->vm));
+        CHECK_CALL(all_log(f, false));
+        CHECK_CALL(fixture_renew(f));
+    }
+    PASS();
+}
+
+TEST no_two_logs_have_the_same_id(fixture *f)
+{
+    ASSERT_OK(running_device(f));
     can_log(f, 1, VHOST_DIRTY_SHARED);
-    ASSERT_FAILS(f, fixture_attach(f, 1), &f->device[1].last_error, -ENOMEM, VHOST_WHY_LOG_MEMORY);
-    return vhost_log_stop(&f->vm) == 0 ? all_log(f, false) : GREATEST_TEST_RES_FAIL;
+    ASSERT_OK(attach_and_start(f, 1));
+    ASSERT_OK(vhost_log_start(&f->vm));
+    uint64_t ids[4] = {f->mock[0].log.id, f->mock[1].log.id};
+    ASSERT_OK(map_some(f, 3));
+    ids[2] = f->mock[0].log.id;
+    ids[3] = f->mock[1].log.id;
+    for (unsigned i = 0; i < 4; i++) {
+        for (unsigned k = 0; k < i; k++) {
+            ASSERT(ids[i] != ids[k]);
+        }
+    }
+    PASS();
 }
 
 TEST without_memory_for_a_log_nobody_is_told(fixture *f)
@@ -344,8 +369,9 @@ TEST without_memory_for_a_log_nobody_is_told(fixture *f)
     ASSERT_OK(attach_and_start(f, 1));
     forget_all(f);
     for (unsigned nth = 1; nth <= 4; nth++) { /* of each kind, the log and its memory */
+        int code = nth % 2 ? -ENOMEM : -EDQUOT;
         fault_arm(&f->fault, FAULT_ONCE, nth, 0);
-        ASSERT_FAILS(f, vhost_log_start(&f->vm), &f->vm.last_error, -ENOMEM, VHOST_WHY_LOG_MEMORY);
+        ASSERT_FAILS(f, vhost_log_start(&f->vm), &f->vm.last_error, code, VHOST_WHY_LOG_MEMORY);
         fault_disarm(&f->fault);
         ASSERT_UINT(0, f->mock[0].calls.count + f->mock[1].calls.count);
         CHECK_CALL(all_log(f, false));
@@ -938,7 +964,7 @@ TEST without_memory_for_the_new_log_the_old_map_stays(fixture *f)
     forget_all(f);
     for (unsigned nth = 1; failures < 2; nth++) {
         fault_arm(&f->fault, FAULT_ONCE, nth, 0);
-        ASSERT_INT(-ENOMEM, map_some(f, 3));
+        ASSERT_INT(failures == 1 ? -EDQUOT : -ENOMEM, map_some(f, 3));
         fault_disarm(&f->fault);
         failures += f->vm.last_error.why == VHOST_WHY_LOG_MEMORY;
         ASSERT_INT(-EFAULT, vhost_memory_find(&f->vm, FAR, &extent));
@@ -1490,7 +1516,8 @@ static void run_memory(void)
     RUN_BOTH(devices_of_one_kind_share_one_log);
     RUN_BOTH(each_kind_has_a_log_of_its_own);
     RUN_PLAIN(kinds_that_no_device_has_get_no_log);
-    RUN_BOTH(default_logs_are_private);
+    RUN_BOTH(default_logs_are_made_and_replaced);
+    RUN_BOTH(no_two_logs_have_the_same_id);
     RUN_BOTH(without_memory_for_a_log_nobody_is_told);
     RUN_PLAIN(a_vm_may_be_cleaned_up_while_it_logs);
     RUN_PLAIN(a_device_that_cannot_log_stands_in_the_way);

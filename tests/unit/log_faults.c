@@ -286,7 +286,7 @@ static int expected_code(const fault *failed)
         return -EMFILE;
     }
     if (failed->kind == FAULT_ALLOCATION) {
-        return -ENOMEM;
+        return failed->op == VHOST_OP_SET_LOG ? -EDQUOT : -ENOMEM;
     }
     return failed->plan == FAULT_DEATH ? -ECONNRESET : -EPERM;
 }

@@ -123,6 +123,81 @@ TEST init_without_file_descriptors_left_leaks_none(fixture *f)
     PASS();
 }
 
+/* A device that logs to shared memory, of a VM without options.log. */
+static int log_to_default_memory(fixture *f)
+{
+    vhost_vm_options options = fixture_vm_options(f);
+    options.log = NULL;
+    int result = vhost_vm_cleanup(&f->vm);
+    if (result == 0) {
+        result = vhost_vm_init(&f->vm, &options);
+    }
+    f->mock[0].facts.log_kind = VHOST_DIRTY_SHARED;
+    vhost_features_set(&f->mock[0].facts.offered, VHOST_FEATURE_LOG_ALL);
+    if (result == 0) {
+        result = fixture_running_device(f);
+    }
+    return result < 0 ? result : vhost_log_start(&f->vm);
+}
+
+/* What a peer writes through the fd is in the log. */
+TEST a_shared_log_is_shared_through_its_fd(fixture *f)
+{
+    const unsigned char bit = 1;
+    ASSERT_OK(log_to_default_memory(f));
+    const vhost_log_memory *log = &f->mock[0].log;
+    ASSERT(log->fd >= 0);
+    ASSERT(fcntl(log->fd, F_GETFD) & FD_CLOEXEC);
+    ASSERT_U64(log->size, lseek(log->fd, 0, SEEK_END));
+    ASSERT_INT(1, pwrite(log->fd, &bit, 1, 0));
+    vhost_log_sink sink;
+    uint64_t bits = 0;
+    memset(&sink, 0, sizeof sink);
+    sink.bits = &bits;
+    sink.bits_count = 64;
+    ASSERT_OK(vhost_log_sync(&f->vm, 0, 64 * VHOST_PAGE, &sink));
+    ASSERT_U64(1, bits);
+    PASS();
+}
+
+#if defined(__linux__)
+TEST nobody_can_resize_a_shared_log(fixture *f)
+{
+    ASSERT_OK(log_to_default_memory(f));
+    const vhost_log_memory *log = &f->mock[0].log;
+    ASSERT_INT(-1, ftruncate(log->fd, 0));
+    ASSERT_INT(EPERM, errno);
+    ASSERT_INT(-1, ftruncate(log->fd, (off_t)log->size * 2));
+    ASSERT_INT(-1, fcntl(log->fd, 1033 /* F_ADD_SEALS */, 8));
+    PASS();
+}
+#endif
+
+TEST a_shared_log_is_closed_by_log_stop(fixture *f)
+{
+    ASSERT_OK(log_to_default_memory(f));
+    int before = fixture_open_fds();
+    ASSERT_OK(vhost_log_stop(&f->vm));
+    ASSERT_INT(before - 1, fixture_open_fds());
+    PASS();
+}
+
+TEST a_shared_log_without_file_descriptors_left_says_so(fixture *f)
+{
+    struct rlimit usual;
+    ASSERT_OK(log_to_default_memory(f));
+    ASSERT_OK(vhost_log_stop(&f->vm));
+    ASSERT_OK(getrlimit(RLIMIT_NOFILE, &usual));
+    bool told = leave_fds(&usual, 0);
+    int result = vhost_log_start(&f->vm);
+    ASSERT_OK(setrlimit(RLIMIT_NOFILE, &usual));
+    ASSERT(told);
+    ASSERT_INT(-EMFILE, result);
+    ASSERT_INT(VHOST_WHY_LOG_MEMORY, f->vm.last_error.why);
+    ASSERT_OK(vhost_log_start(&f->vm));
+    PASS();
+}
+
 SUITE(posix_suite)
 {
     RUN_PLAIN(default_notifiers_do_not_block_and_close_on_exec);
@@ -131,4 +206,10 @@ SUITE(posix_suite)
     RUN_PLAIN(default_notifiers_are_closed_by_cleanup);
     RUN_BOTH(default_notifiers_survive_stop_start_and_reset);
     RUN_PLAIN(init_without_file_descriptors_left_leaks_none);
+    RUN_PLAIN(a_shared_log_is_shared_through_its_fd);
+#if defined(__linux__)
+    RUN_PLAIN(nobody_can_resize_a_shared_log);
+#endif
+    RUN_PLAIN(a_shared_log_is_closed_by_log_stop);
+    RUN_PLAIN(a_shared_log_without_file_descriptors_left_says_so);
 }
