@@ -73,7 +73,7 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
    off: the connection is closed, and the device BROKEN. vhost_user.last_error says which message of
    which queue it was, and whether the back-end closed (VHOST_WHY_USER_EOF), the socket failed
    (_SOCKET), the time was up (_TIMEOUT), the back-end refused (_REFUSED), or what it said makes no
-   sense (_HEADER, _SIZE, _FDS, _VALUE, _UNASKED, _REQUEST). A refusal (-EIO) alone cuts nothing off.
+   sense (_HEADER, _SIZE, _FDS, _VALUE, _UNASKED, _REQUEST). A mere refusal (-EIO) cuts nothing off.
 
 4. WHEN THE BACK-END DIES
 
@@ -85,7 +85,8 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
    Where the queues continue is certain with INFLIGHT, or if the driver uses buffers in order. If it
    is not (VHOST_POSITION_GUESSED), vhost_user_process returns -EINVAL once, and stops: reset the
    device, or, knowing the device, set position.state to VHOST_POSITION_CERTAIN and call
-   vhost_user_process again. Buffers may then be lost, or be done twice. (on_broken is a good place.)
+   vhost_user_process again. Buffers may then be lost, or be done twice. (A good place to decide:
+   on_broken.)
    A connection that was passed as an fd needs another one: vhost_user_reopen.
 
 5. MIGRATION
@@ -159,20 +160,25 @@ typedef struct vhost_user vhost_user;
     X(VHOST_USER_BIT_SKIP_DRAIN, 23, "GET_VRING_BASE_SKIP_DRAIN")
 
 #define VHOST_USER_BIT_ENUM(name, bit, text) name = bit,
-enum { VHOST_USER_BIT_LIST(VHOST_USER_BIT_ENUM) VHOST_USER_BIT_COUNT };
+enum {
+    VHOST_USER_BIT_LIST(VHOST_USER_BIT_ENUM) VHOST_USER_BIT_COUNT
+};
 
-enum { VHOST_USER_SHMEM_COUNT = 256, VHOST_USER_UUID_SIZE = 16 };
+enum {
+    VHOST_USER_SHMEM_COUNT = 256,
+    VHOST_USER_UUID_SIZE = 16
+};
 
 /* What the back-end wants done with a shared object, such as a dma-buf. */
 typedef enum vhost_user_object {
-    VHOST_USER_OBJECT_ADD = 1,   /* from now on it is the back-end's to give out */
+    VHOST_USER_OBJECT_ADD = 1, /* from now on it is the back-end's to give out */
     VHOST_USER_OBJECT_REMOVE = 2,
     VHOST_USER_OBJECT_LOOK_UP = 3 /* of somebody else: *fd shall become it; borrowed until return */
 } vhost_user_object;
 
 /* A piece of a shared memory region of the device (not of guest RAM). */
 typedef struct vhost_user_window {
-    uint8_t region;     /* shmid */
+    uint8_t region; /* shmid */
     bool writable;
     uint64_t offset;    /* in the region, bytes */
     uint64_t size;      /* bytes */
@@ -203,9 +209,9 @@ typedef struct vhost_user_calls {
                          void *user);
     /* -1: for ever. Returns how many are ready. */
     int (*wait)(vhost_user_poll *fds, uint32_t count, int timeout_ms, void *user);
-    uint64_t (*now)(void *user); /* milliseconds; never jumps */
-    int (*memory)(uint64_t size, void *user);                   /* an fd: shared, zeroed, sealed */
-    int64_t (*size_of)(int fd, void *user);                     /* bytes of a file */
+    uint64_t (*now)(void *user);              /* milliseconds; never jumps */
+    int (*memory)(uint64_t size, void *user); /* an fd: shared, zeroed, sealed */
+    int64_t (*size_of)(int fd, void *user);   /* bytes of a file */
     ptrdiff_t (*read)(int fd, void *bytes, size_t size, void *user);
     ptrdiff_t (*write)(int fd, const void *bytes, size_t size, void *user);
     int (*seek)(int fd, uint64_t offset, void *user);
@@ -282,28 +288,28 @@ struct vhost_user {
     int passed_fd; /* for the next connection; or -1 */
     int dead;      /* the connection is gone, by this code; 0: it is not */
     vhosti_user_input main, channel;
-    int channel_end;   /* the back-end's end of the channel, until it is sent; or -1 */
-    uint8_t *out;      /* bytes of messages to be sent */
+    int channel_end; /* the back-end's end of the channel, until it is sent; or -1 */
+    uint8_t *out;    /* bytes of messages to be sent */
     uint32_t out_size, out_capacity, out_sent;
     struct vhosti_user_request *requests; /* from `first` on: sent or not, and not yet answered */
     uint32_t request_first, request_count, request_capacity, requests_sent;
-    uint64_t taken;      /* requests that are done with, ever */
-    uint64_t deadline;   /* of what was submitted */
-    bool submitted;      /* something, since the last fence */
-    int blocked;         /* why nothing can be sent now */
-    vhost_fence failure; /* the first one since the last fence */
-    uint8_t status;      /* virtio device status, as told */
+    uint64_t taken;                /* requests that are done with, ever */
+    uint64_t deadline;             /* of what was submitted */
+    bool submitted;                /* something, since the last fence */
+    int blocked;                   /* why nothing can be sent now */
+    vhost_fence failure;           /* the first one since the last fence */
+    uint8_t status;                /* virtio device status, as told */
     struct vhosti_user_slot *slot; /* the regions that the back-end was told of */
     uint32_t slot_count, slot_capacity;
     bool table_told;   /* and not forgotten by a reset */
     bool table_unsure; /* a part of it was refused */
     uint64_t log_id;   /* that was told last; 0: none */
     uint32_t mtu;
-    int log_fd;          /* or -1 */
+    int log_fd; /* or -1 */
     bool skips_drain;
-    int postcopy;        /* how far it is */
+    int postcopy; /* how far it is */
     vhosti_user_inflight inflight;
-    int config_call;     /* notifiers to signal for the back-end; or -1 */
+    int config_call;                /* notifiers to signal for the back-end; or -1 */
     struct vhosti_user_ring *rings; /* one for each queue */
     vhost_user_give give;           /* the state to be loaded by the next start; NULL: none */
     void *give_from;
@@ -428,9 +434,9 @@ VHOST_API int vhost_user_save_state(vhost_user *self, vhost_user_take take, void
 /* Has the next start load it, when all is set up and nothing runs; give is called until then. */
 VHOST_API int vhost_user_load_state(vhost_user *self, vhost_user_give give, void *from);
 
-/* The same without a copy: the back-end writes its state into fd, or (load) reads it from there. The
-   device is STOPPED; *theirs is an fd to use in its place, yours, or -1. When all of it was moved
-   (to the end of file), check says whether the back-end thinks so, too. */
+/* The same without a copy: the back-end writes its state into fd, or (load) reads it from there.
+   The device is STOPPED; *theirs is an fd to use in its place, yours, or -1. When all of it was
+   moved (to the end of file), check says whether the back-end thinks so, too. */
 VHOST_API int vhost_user_move_state(vhost_user *self, bool load, int fd, int *theirs);
 VHOST_API int vhost_user_check_state(vhost_user *self);
 
@@ -522,7 +528,9 @@ extern "C" {
     X(GET_VRING_BASE_SKIP_DRAIN, 45)
 
 #define VHOSTI_USER_MESSAGE_ENUM(name, id) VHOSTI_USER_##name = id,
-enum { VHOSTI_USER_MESSAGE_LIST(VHOSTI_USER_MESSAGE_ENUM) VHOSTI_USER_MESSAGE_COUNT };
+enum {
+    VHOSTI_USER_MESSAGE_LIST(VHOSTI_USER_MESSAGE_ENUM) VHOSTI_USER_MESSAGE_COUNT
+};
 
 enum { /* requests of the back-end */
     VHOSTI_USER_REQUEST_IOTLB = 1,
@@ -555,21 +563,29 @@ enum {
     VHOSTI_USER_STATUS_READY = 0x0b, /* ACKNOWLEDGE, DRIVER, FEATURES_OK */
     VHOSTI_USER_STATUS_FEATURES_OK = 0x08,
     VHOSTI_USER_STATUS_RUNNING = 0x0f, /* and DRIVER_OK */
-    VHOSTI_USER_CONFIG_MIGRATION = 1,  /* flag of SET_CONFIG: of what the driver cannot write, too */
-    VHOSTI_USER_BATCH = 32,            /* requests of the back-end served by one `process` */
-    VHOSTI_USER_REQUEST_MOST = 64,     /* bytes of a request that we do not know */
+    VHOSTI_USER_CONFIG_MIGRATION = 1, /* flag of SET_CONFIG: of what the driver cannot write, too */
+    VHOSTI_USER_BATCH = 32,           /* requests of the back-end served by one `process` */
+    VHOSTI_USER_REQUEST_MOST = 64,    /* bytes of a request that we do not know */
     VHOSTI_USER_WINDOWS_MOST = 1024,
     VHOSTI_USER_FDS_PAUSE_MS = 10,
-    VHOSTI_USER_RECORD_BASE = 4096, /* bytes that a record of one queue may need, and of an entry */
-    VHOSTI_USER_RECORD_ENTRY = 64,
     VHOSTI_USER_MEMORY_MOST = 8 + 8 * 40 /* bytes of a table */
 };
 
-enum { VHOSTI_USER_PRECOPY, VHOSTI_USER_POSTCOPY_ADVISED, VHOSTI_USER_POSTCOPY_LISTENING };
+enum {
+    VHOSTI_USER_PRECOPY,
+    VHOSTI_USER_POSTCOPY_ADVISED,
+    VHOSTI_USER_POSTCOPY_LISTENING
+};
 
-enum { VHOSTI_USER_FREE, VHOSTI_USER_BLOCKED_BY_BYTES, VHOSTI_USER_BLOCKED_BY_FDS };
+enum {
+    VHOSTI_USER_FREE,
+    VHOSTI_USER_BLOCKED_BY_BYTES,
+    VHOSTI_USER_BLOCKED_BY_FDS
+};
 
-#define VHOSTI_USER_TIMEOUT_MS 10000
+#define VHOSTI_USER_TIMEOUT_MS   10000
+#define VHOSTI_USER_RECORD_BASE  UINT64_C(4096) /* bytes that the record of a queue may need, */
+#define VHOSTI_USER_RECORD_ENTRY UINT64_C(64)   /* and those of an entry of it */
 
 /* Protocol features without which another one is of no use, and what they are asked for by. */
 typedef struct vhosti_user_need {
@@ -593,24 +609,26 @@ static const vhosti_user_need vhosti_user_needs[] = {
     {VHOST_USER_BIT_INFLIGHT_BASE, VHOSTI_USER_BIT(INFLIGHT)},
     {VHOST_USER_BIT_SKIP_DRAIN, VHOSTI_USER_BIT(INFLIGHT)}};
 
-enum { VHOSTI_USER_NEED_COUNT = sizeof vhosti_user_needs / sizeof vhosti_user_needs[0] };
+enum {
+    VHOSTI_USER_NEED_COUNT = sizeof vhosti_user_needs / sizeof vhosti_user_needs[0]
+};
 
 /* What answers a message. */
 typedef enum vhosti_user_answer {
-    VHOSTI_USER_NOTHING,   /* */
-    VHOSTI_USER_ACK,       /* a verdict, 0 or not, if REPLY_ACK is in use; else nothing */
-    VHOSTI_USER_VERDICT,   /* a verdict in any case */
-    VHOSTI_USER_NUMBER,    /* a u64 */
-    VHOSTI_USER_BARRIER,   /* a u64 that does not matter */
-    VHOSTI_USER_STATUS,    /* device status */
-    VHOSTI_USER_BASE,      /* position of a ring */
-    VHOSTI_USER_BYTES,     /* of config space; none of them is a refusal */
-    VHOSTI_USER_LOG,       /* something: back-ends differ */
-    VHOSTI_USER_FD,        /* an fd, or none */
-    VHOSTI_USER_RECORD,    /* of requests in flight */
-    VHOSTI_USER_STATE,     /* verdict on an fd, and maybe another fd */
-    VHOSTI_USER_WINDOWS,   /* sizes of shared memory regions */
-    VHOSTI_USER_ECHO,      /* as many bytes as were sent */
+    VHOSTI_USER_NOTHING, /* */
+    VHOSTI_USER_ACK,     /* a verdict, 0 or not, if REPLY_ACK is in use; else nothing */
+    VHOSTI_USER_VERDICT, /* a verdict in any case */
+    VHOSTI_USER_NUMBER,  /* a u64 */
+    VHOSTI_USER_BARRIER, /* a u64 that does not matter */
+    VHOSTI_USER_STATUS,  /* device status */
+    VHOSTI_USER_BASE,    /* position of a ring */
+    VHOSTI_USER_BYTES,   /* of config space; none of them is a refusal */
+    VHOSTI_USER_LOG,     /* something: back-ends differ */
+    VHOSTI_USER_FD,      /* an fd, or none */
+    VHOSTI_USER_RECORD,  /* of requests in flight */
+    VHOSTI_USER_STATE,   /* verdict on an fd, and maybe another fd */
+    VHOSTI_USER_WINDOWS, /* sizes of shared memory regions */
+    VHOSTI_USER_ECHO,    /* as many bytes as were sent */
     VHOSTI_USER_ANSWER_COUNT
 } vhosti_user_answer;
 
@@ -621,9 +639,9 @@ typedef struct vhosti_user_shape { /* of an answer */
 } vhosti_user_shape;
 
 static const vhosti_user_shape vhosti_user_shapes[VHOSTI_USER_ANSWER_COUNT] = {
-    {0, 0, 0, false},  {8, 8, 0, false},   {8, 8, 0, false}, {8, 8, 0, false},
-    {8, 8, 0, false},  {8, 8, 0, false},   {8, 8, 0, false}, {0, 12, 0, true},
-    {0, 16, 0, false}, {0, 16, 1, false},  {24, 24, 1, false}, {8, 8, 1, false},
+    {0, 0, 0, false},       {8, 8, 0, false},  {8, 8, 0, false},   {8, 8, 0, false},
+    {8, 8, 0, false},       {8, 8, 0, false},  {8, 8, 0, false},   {0, 12, 0, true},
+    {0, 16, 0, false},      {0, 16, 1, false}, {24, 24, 1, false}, {8, 8, 1, false},
     {2056, 2056, 0, false}, {0, 0, 0, true}};
 
 /* A message before it is queued. */
@@ -853,8 +871,7 @@ static int vhosti_user_sys_ends(int ends[2])
 static int vhosti_user_sys_socket_pair(int ends[2], void *user)
 {
     (void)user;
-    return socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0 ? -errno
-                                                         : vhosti_user_sys_ends(ends);
+    return socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0 ? -errno : vhosti_user_sys_ends(ends);
 }
 
 typedef union vhosti_user_control { /* aligned as a cmsghdr has to be */
@@ -941,7 +958,9 @@ static ptrdiff_t vhosti_user_sys_receive(int fd, void *bytes, size_t size, int *
     return fits && (header.msg_flags & MSG_CTRUNC) == 0 ? received : -EMSGSIZE;
 }
 
-enum { VHOSTI_USER_POLLS = 4 };
+enum {
+    VHOSTI_USER_POLLS = 4
+};
 
 static int vhosti_user_sys_wait(vhost_user_poll *fds, uint32_t count, int timeout_ms, void *user)
 {
@@ -1050,11 +1069,11 @@ static int vhosti_user_sys_memory(uint64_t size, void *user)
 
 static const vhost_user_calls vhosti_user_system = {
     vhosti_user_sys_connect,     vhosti_user_sys_listen,  vhosti_user_sys_accept,
-    vhosti_user_sys_socket_pair, vhosti_user_sys_unblock,
-    vhosti_user_sys_close,       vhosti_user_sys_unlink,  vhosti_user_sys_send,
-    vhosti_user_sys_receive,     vhosti_user_sys_wait,    vhosti_user_sys_now,
-    vhosti_user_sys_memory,      vhosti_user_sys_size_of, vhosti_user_sys_read,
-    vhosti_user_sys_write,       vhosti_user_sys_seek};
+    vhosti_user_sys_socket_pair, vhosti_user_sys_unblock, vhosti_user_sys_close,
+    vhosti_user_sys_unlink,      vhosti_user_sys_send,    vhosti_user_sys_receive,
+    vhosti_user_sys_wait,        vhosti_user_sys_now,     vhosti_user_sys_memory,
+    vhosti_user_sys_size_of,     vhosti_user_sys_read,    vhosti_user_sys_write,
+    vhosti_user_sys_seek};
 
 static void *vhosti_user_sys_allocate(void *memory, size_t size, void *user)
 {
@@ -1210,14 +1229,13 @@ static bool vhosti_user_reserve(vhost_user *self, uint32_t bytes)
     uint8_t *out;
     if (self->request_count == self->request_capacity)
         vhosti_user_compact(self);
-    out = (uint8_t *)vhosti_user_grow(self, self->out, &self->out_capacity,
-                                      self->out_size + bytes, 1);
+    out = (uint8_t *)vhosti_user_grow(self, self->out, &self->out_capacity, self->out_size + bytes,
+                                      1);
     if (out == NULL)
         return false;
     self->out = out;
-    requests = (vhosti_user_request *)vhosti_user_grow(self, self->requests,
-                                                       &self->request_capacity,
-                                                       self->request_count + 1, sizeof *requests);
+    requests = (vhosti_user_request *)vhosti_user_grow(
+        self, self->requests, &self->request_capacity, self->request_count + 1, sizeof *requests);
     if (requests == NULL)
         return false;
     self->requests = requests;
@@ -1339,8 +1357,7 @@ static void vhosti_user_refused(vhost_user *self, const vhosti_user_request *req
     vhosti_user_note_failure(self, -EIO, request->op, request->queue);
 }
 
-static void vhosti_user_absurd(vhost_user *self, const vhosti_user_request *request,
-                               uint64_t value)
+static void vhosti_user_absurd(vhost_user *self, const vhosti_user_request *request, uint64_t value)
 {
     VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_VALUE, request->id, request->queue, "0x%llx",
                        (unsigned long long)value);
@@ -1383,8 +1400,8 @@ static void vhosti_user_take_record(vhost_user *self, const vhosti_user_request 
 {
     vhosti_user_inflight *record = (vhosti_user_inflight *)request->result;
     uint64_t size = vhosti_user_get64(payload), offset = vhosti_user_get64(payload + 8);
-    uint64_t most = (uint64_t)record->queues * (VHOSTI_USER_RECORD_BASE +
-                                                VHOSTI_USER_RECORD_ENTRY * record->queue_size);
+    uint64_t most = (uint64_t)record->queues *
+                    (VHOSTI_USER_RECORD_BASE + VHOSTI_USER_RECORD_ENTRY * record->queue_size);
     bool alike = vhosti_user_get16(payload + 16) == record->queues &&
                  vhosti_user_get16(payload + 18) == record->queue_size;
     int64_t there;
@@ -1746,8 +1763,7 @@ static int vhosti_user_serve_add(vhost_user *self, const uint8_t *payload, int *
 
 static int vhosti_user_serve_remove(vhost_user *self, const uint8_t *payload, int *fd)
 {
-    return self->options.on_object(self, VHOST_USER_OBJECT_REMOVE, payload, fd,
-                                   self->options.user);
+    return self->options.on_object(self, VHOST_USER_OBJECT_REMOVE, payload, fd, self->options.user);
 }
 
 static int vhosti_user_serve_look_up(vhost_user *self, const uint8_t *payload, int *fd)
@@ -1826,8 +1842,8 @@ static int vhosti_user_serve_unmap(vhost_user *self, const uint8_t *payload, int
 typedef struct vhosti_user_service {
     int bit; /* the protocol feature it belongs to; -1: that of the channel */
     uint32_t size;
-    uint32_t fds;   /* at most */
-    bool gives_fd;  /* with the answer, which always comes */
+    uint32_t fds;  /* at most */
+    bool gives_fd; /* with the answer, which always comes */
     vhosti_user_serve serve;
 } vhosti_user_service;
 
@@ -1872,8 +1888,8 @@ static void vhosti_user_serve_request(vhost_user *self, const vhosti_user_servic
 {
     vhosti_user_input *input = &self->channel;
     uint32_t id = vhosti_user_get32(input->bytes), flags = vhosti_user_get32(input->bytes + 4);
-    bool asked = (flags & VHOSTI_USER_NEED_REPLY) != 0 &&
-                 vhosti_user_uses(self, VHOST_USER_BIT_REPLY_ACK);
+    bool asked =
+        (flags & VHOSTI_USER_NEED_REPLY) != 0 && vhosti_user_uses(self, VHOST_USER_BIT_REPLY_ACK);
     bool gives = service != NULL && service->gives_fd;
     int fd = vhosti_user_take_fd(input), given = fd, code = -ENOTSUP;
     if (service != NULL && (service->bit < 0 || vhosti_user_uses(self, service->bit)))
@@ -2125,8 +2141,8 @@ static int vhosti_user_submit_channel(vhost_user *self)
 {
     int ends[2], code = self->options.calls->socket_pair(ends, self->options.user);
     if (code < 0)
-        return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_SOCKET,
-                                VHOSTI_USER_SET_BACKEND_REQ_FD, -1, "socket pair, errno %d", -code);
+        return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_SOCKET, VHOSTI_USER_SET_BACKEND_REQ_FD,
+                                -1, "socket pair, errno %d", -code);
     self->channel.fd = ends[0];
     self->channel_end = ends[1];
     return vhosti_user_submit_fd(self, VHOSTI_USER_SET_BACKEND_REQ_FD, VHOST_OP_OPEN, ends[1]);
@@ -2136,8 +2152,8 @@ static int vhosti_user_submit_channel(vhost_user *self)
 static int vhosti_user_submit_negotiation(vhost_user *self)
 {
     uint64_t wanted = vhosti_user_wanted(self);
-    int code = vhosti_user_submit_number(self, VHOSTI_USER_SET_PROTOCOL_FEATURES, VHOST_OP_OPEN,
-                                         wanted);
+    int code =
+        vhosti_user_submit_number(self, VHOSTI_USER_SET_PROTOCOL_FEATURES, VHOST_OP_OPEN, wanted);
     self->protocol = wanted; /* from here on: the message itself needs no ack yet */
     if (code == 0 && vhosti_user_uses(self, VHOST_USER_BIT_MQ))
         code = vhosti_user_submit_bare(self, VHOSTI_USER_GET_QUEUE_NUM, VHOST_OP_OPEN,
@@ -2156,8 +2172,8 @@ static int vhosti_user_submit_negotiation(vhost_user *self)
 /* Each round needs the answers of the one before. */
 static int vhosti_user_negotiate(vhost_user *self)
 {
-    int code = vhosti_user_submit_bare(self, VHOSTI_USER_SET_OWNER, VHOST_OP_OPEN,
-                                       VHOSTI_USER_ACK, NULL);
+    int code =
+        vhosti_user_submit_bare(self, VHOSTI_USER_SET_OWNER, VHOST_OP_OPEN, VHOSTI_USER_ACK, NULL);
     self->slots = VHOSTI_USER_TABLE;
     if (code == 0)
         code = vhosti_user_submit_bare(self, VHOSTI_USER_GET_FEATURES, VHOST_OP_OPEN,
@@ -2176,8 +2192,8 @@ static int vhosti_user_negotiate(vhost_user *self)
         code = vhosti_user_settle(self);
     vhosti_user_close_fd(self, &self->channel_end);
     if (code == 0 && self->slots == 0)
-        code = VHOSTI_USER_FAIL(self, -EPROTO, VHOST_WHY_USER_VALUE,
-                                VHOSTI_USER_GET_MAX_MEM_SLOTS, -1, "0");
+        code = VHOSTI_USER_FAIL(self, -EPROTO, VHOST_WHY_USER_VALUE, VHOSTI_USER_GET_MAX_MEM_SLOTS,
+                                -1, "0");
     return code;
 }
 
@@ -2186,7 +2202,8 @@ static uint32_t vhosti_user_max_queues(const vhost_user *self)
     uint64_t queues = self->queue_number;
     if (self->options.counts_pairs && queues < VHOSTI_USER_QUEUES)
         queues *= 2;
-    return queues != 0 && queues < VHOSTI_USER_QUEUES ? (uint32_t)queues : VHOSTI_USER_QUEUES;
+    return queues != 0 && queues < VHOSTI_USER_QUEUES ? (uint32_t)queues
+                                                      : (uint32_t)VHOSTI_USER_QUEUES;
 }
 
 static void vhosti_user_state_facts(const vhost_user *self, vhost_facts *facts)
@@ -2198,7 +2215,7 @@ static void vhosti_user_state_facts(const vhost_user *self, vhost_facts *facts)
     facts->profile = slots ? VHOST_PROFILE_SLOTS : VHOST_PROFILE_BY_FD;
     facts->log_kind = logs ? VHOST_DIRTY_SHARED : VHOST_DIRTY_NONE;
     facts->max_regions =
-        self->slots < VHOSTI_USER_SLOTS ? (uint32_t)self->slots : VHOSTI_USER_SLOTS;
+        self->slots < VHOSTI_USER_SLOTS ? (uint32_t)self->slots : (uint32_t)VHOSTI_USER_SLOTS;
     facts->max_queues = vhosti_user_max_queues(self);
     facts->offered.word[0] = self->features & ~(UINT64_C(1) << VHOSTI_USER_FEATURES_BIT);
     if ((self->protocol & iommu) != iommu) /* nobody could ask for an address */
@@ -2382,8 +2399,7 @@ static void vhosti_user_put_live_region(vhosti_user_message *message, const vhos
 
 static bool vhosti_user_same_region(const vhosti_user_slot *slot, const vhost_region *region)
 {
-    return slot->gpa == region->gpa && slot->size == region->size &&
-           slot->serial == region->serial;
+    return slot->gpa == region->gpa && slot->size == region->size && slot->serial == region->serial;
 }
 
 static bool vhosti_user_has_table(const vhost_user *self, const vhost_table *table)
@@ -2442,8 +2458,7 @@ static int vhosti_user_submit_table(vhost_user *self, const vhost_table *table)
 static int vhosti_user_submit_add(vhost_user *self, const vhost_region *region)
 {
     vhosti_user_message message;
-    vhosti_user_compose(&message, VHOSTI_USER_ADD_MEM_REG, VHOST_OP_SET_TABLE, -1,
-                        VHOSTI_USER_ACK);
+    vhosti_user_compose(&message, VHOSTI_USER_ADD_MEM_REG, VHOST_OP_SET_TABLE, -1, VHOSTI_USER_ACK);
     vhosti_user_put64(&message, 0);
     vhosti_user_put_live_region(&message, self, region);
     return vhosti_user_submit_memory(self, &message, 8);
@@ -2452,8 +2467,7 @@ static int vhosti_user_submit_add(vhost_user *self, const vhost_region *region)
 static int vhosti_user_submit_remove(vhost_user *self, const vhosti_user_slot *slot)
 {
     vhosti_user_message message;
-    vhosti_user_compose(&message, VHOSTI_USER_REM_MEM_REG, VHOST_OP_SET_TABLE, -1,
-                        VHOSTI_USER_ACK);
+    vhosti_user_compose(&message, VHOSTI_USER_REM_MEM_REG, VHOST_OP_SET_TABLE, -1, VHOSTI_USER_ACK);
     vhosti_user_put64(&message, 0);
     vhosti_user_put_region(&message, self, slot->gpa, slot->size, 0);
     return vhosti_user_submit(self, &message);
@@ -2473,8 +2487,7 @@ static int vhosti_user_submit_slots(vhost_user *self, const vhost_table *table)
     for (i = k = 0; i < table->count && code == 0; i++) {
         while (k < self->slot_count && self->slot[k].gpa < table->regions[i].gpa)
             k++;
-        if (k == self->slot_count ||
-            !vhosti_user_same_region(&self->slot[k], &table->regions[i]))
+        if (k == self->slot_count || !vhosti_user_same_region(&self->slot[k], &table->regions[i]))
             code = vhosti_user_submit_add(self, &table->regions[i]);
     }
     return code;
@@ -2542,8 +2555,7 @@ static int vhosti_user_set_log(void *backend, const vhost_log_memory *memory)
     int code;
     if (self->dead == 0 && memory->id == self->log_id)
         return 0;
-    vhosti_user_compose(&message, VHOSTI_USER_SET_LOG_BASE, VHOST_OP_SET_LOG, -1,
-                        VHOSTI_USER_LOG);
+    vhosti_user_compose(&message, VHOSTI_USER_SET_LOG_BASE, VHOST_OP_SET_LOG, -1, VHOSTI_USER_LOG);
     vhosti_user_put64(&message, memory->size);
     vhosti_user_put64(&message, 0);
     vhosti_user_attach_fd(&message, memory->fd);
@@ -2563,8 +2575,7 @@ static int vhosti_user_iotlb_send(void *backend, const vhost_iotlb *entry)
     bool map = entry->type == VHOST_TLB_MAP;
     rest[0] = entry->permit;
     rest[1] = (uint8_t)entry->type;
-    vhosti_user_compose(&message, VHOSTI_USER_IOTLB_MSG, VHOST_OP_IOTLB_SEND, -1,
-                        VHOSTI_USER_ACK);
+    vhosti_user_compose(&message, VHOSTI_USER_IOTLB_MSG, VHOST_OP_IOTLB_SEND, -1, VHOSTI_USER_ACK);
     vhosti_user_put64(&message, entry->iova);
     vhosti_user_put64(&message, entry->size);
     vhosti_user_put64(&message, map ? vhosti_user_address(self, entry->gpa) : 0);
@@ -2584,7 +2595,8 @@ static int vhosti_user_move_config(vhost_user *self, bool write, uint32_t offset
     if (self->dead == 0 && !vhosti_user_uses(self, VHOST_USER_BIT_CONFIG))
         return VHOSTI_USER_FAIL(self, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, id, -1, "no CONFIG");
     for (done = 0; done < size; done += VHOSTI_USER_CONFIG) {
-        uint32_t piece = size - done < VHOSTI_USER_CONFIG ? size - done : VHOSTI_USER_CONFIG;
+        uint32_t left = size - done, most = VHOSTI_USER_CONFIG;
+        uint32_t piece = left < most ? left : most;
         vhosti_user_message message;
         int code;
         vhosti_user_compose(&message, id, op, -1, write ? VHOSTI_USER_ACK : VHOSTI_USER_BYTES);
@@ -2604,8 +2616,7 @@ static int vhosti_user_move_config(vhost_user *self, bool write, uint32_t offset
 static int vhosti_user_get_config(void *backend, uint32_t offset, void *bytes, uint32_t size)
 {
     memset(bytes, 0, size);
-    return vhosti_user_move_config((vhost_user *)backend, false, offset, (uint8_t *)bytes, size,
-                                   0);
+    return vhosti_user_move_config((vhost_user *)backend, false, offset, (uint8_t *)bytes, size, 0);
 }
 
 static int vhosti_user_set_config(void *backend, uint32_t offset, const void *bytes, uint32_t size)
@@ -2648,8 +2659,8 @@ static int vhosti_user_submit_notifier(vhost_user *self, uint32_t id, vhost_op o
 static int vhosti_user_set_ring_call(void *backend, uint32_t queue, int fd)
 {
     vhost_user *self = (vhost_user *)backend;
-    int code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_CALL,
-                                           VHOST_OP_SET_RING_CALL, queue, fd);
+    int code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_CALL, VHOST_OP_SET_RING_CALL,
+                                           queue, fd);
     if (code == 0)
         self->rings[queue].call = fd;
     return code;
@@ -2658,8 +2669,8 @@ static int vhosti_user_set_ring_call(void *backend, uint32_t queue, int fd)
 static int vhosti_user_set_ring_error(void *backend, uint32_t queue, int fd)
 {
     vhost_user *self = (vhost_user *)backend;
-    int code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_ERR,
-                                           VHOST_OP_SET_RING_ERROR, queue, fd);
+    int code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_ERR, VHOST_OP_SET_RING_ERROR,
+                                           queue, fd);
     if (code == 0)
         self->rings[queue].error = fd;
     return code;
@@ -2713,8 +2724,8 @@ static int vhosti_user_set_ring_addresses(void *backend, uint32_t queue,
 static int vhosti_user_set_ring_kick(void *backend, uint32_t queue, int fd)
 {
     vhost_user *self = (vhost_user *)backend;
-    int code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_KICK,
-                                           VHOST_OP_SET_RING_KICK, queue, fd);
+    int code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_KICK, VHOST_OP_SET_RING_KICK,
+                                           queue, fd);
     if (code == 0) {
         self->rings[queue].kick = fd;
         self->rings[queue].awaits_kick = true;
@@ -2734,8 +2745,8 @@ static int vhosti_user_enable_ring(void *backend, uint32_t queue, bool on)
         return code;
     self->rings[queue].awaits_kick &= on;
     if (on && self->rings[queue].kick < 0 && vhosti_user_uses(self, VHOST_USER_BIT_INBAND))
-        code = vhosti_user_submit_ring(self, VHOSTI_USER_VRING_KICK, VHOST_OP_ENABLE_RING, queue,
-                                       0);
+        code =
+            vhosti_user_submit_ring(self, VHOSTI_USER_VRING_KICK, VHOST_OP_ENABLE_RING, queue, 0);
     return code;
 }
 
@@ -2815,13 +2826,13 @@ static int vhosti_user_hand_record(vhost_user *self)
     if (!vhosti_user_has_record(self))
         return 0;
     if (!vhosti_user_uses(self, VHOST_USER_BIT_INFLIGHT))
-        return VHOSTI_USER_FAIL(self, -ENOTSUP, VHOST_WHY_BACKEND_LESS,
-                                VHOSTI_USER_SET_INFLIGHT_FD, -1, "no INFLIGHT");
+        return VHOSTI_USER_FAIL(self, -ENOTSUP, VHOST_WHY_BACKEND_LESS, VHOSTI_USER_SET_INFLIGHT_FD,
+                                -1, "no INFLIGHT");
     if (self->inflight.queues != self->device->queue_count ||
         self->inflight.queue_size < vhosti_user_largest_ring(self))
-        return VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_USER_INFLIGHT,
-                                VHOSTI_USER_SET_INFLIGHT_FD, -1, "%u queues of %u",
-                                self->inflight.queues, self->inflight.queue_size);
+        return VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_USER_INFLIGHT, VHOSTI_USER_SET_INFLIGHT_FD,
+                                -1, "%u queues of %u", self->inflight.queues,
+                                self->inflight.queue_size);
     vhosti_user_compose(&message, VHOSTI_USER_SET_INFLIGHT_FD, VHOST_OP_SET_INFLIGHT, -1,
                         VHOSTI_USER_ACK);
     vhosti_user_put_record(&message, &self->inflight);
@@ -3067,8 +3078,8 @@ static int vhosti_user_open_way(vhost_user *self, bool load, int *fd)
     int ends[2], theirs, code = self->options.calls->socket_pair(ends, self->options.user);
     *fd = -1;
     if (code < 0)
-        return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_SOCKET,
-                                VHOSTI_USER_SET_DEVICE_STATE_FD, -1, "socket pair, errno %d", -code);
+        return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_SOCKET, VHOSTI_USER_SET_DEVICE_STATE_FD,
+                                -1, "socket pair, errno %d", -code);
     code = vhosti_user_submit_state(self, load, ends[1], &theirs);
     if (code == 0)
         code = vhosti_user_settle(self);
@@ -3105,8 +3116,7 @@ static int vhosti_user_take_all(vhost_user *self, int fd, vhost_user_take take, 
     uint8_t bytes[VHOSTI_USER_PIECE];
     uint64_t total = 0;
     for (;;) {
-        ptrdiff_t count =
-            self->options.calls->read(fd, bytes, sizeof bytes, self->options.user);
+        ptrdiff_t count = self->options.calls->read(fd, bytes, sizeof bytes, self->options.user);
         int code = count < 0 ? (int)count : 0;
         if (count == 0)
             return 0;
@@ -3183,8 +3193,8 @@ static int vhosti_user_load_now(vhost_user *self)
 static int vhosti_user_check_service(vhost_user *self, uint32_t id, int bit, bool stopped)
 {
     const vhost_device *device = self->device;
-    if (device == NULL || (device->state != VHOST_STATE_STOPPED &&
-                           (stopped || device->state != VHOST_STATE_RUNNING)))
+    if (device == NULL ||
+        (device->state != VHOST_STATE_STOPPED && (stopped || device->state != VHOST_STATE_RUNNING)))
         return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, id, -1, "the device is %s",
                                 device == NULL ? "closed" : "running or broken");
     if (self->dead < 0)
@@ -3250,8 +3260,8 @@ VHOST_USER_DEF int vhost_user_set_mtu(vhost_user *self, uint16_t mtu)
 
 VHOST_USER_DEF int vhost_user_kick(vhost_user *self, uint32_t queue)
 {
-    int code = vhosti_user_check_service(self, VHOSTI_USER_VRING_KICK, VHOST_USER_BIT_INBAND,
-                                         false);
+    int code =
+        vhosti_user_check_service(self, VHOSTI_USER_VRING_KICK, VHOST_USER_BIT_INBAND, false);
     if (code == 0 && queue >= self->device->queue_count)
         code = VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_ARGUMENT, VHOSTI_USER_VRING_KICK, -1,
                                 "queue %lu", (unsigned long)queue);
@@ -3277,15 +3287,15 @@ VHOST_USER_DEF int vhost_user_restore_config(vhost_user *self, uint32_t offset, 
                                              uint32_t size)
 {
     uint8_t *same;
-    int code = vhosti_user_check_service(self, VHOSTI_USER_SET_CONFIG, VHOST_USER_BIT_CONFIG,
-                                         false);
+    int code =
+        vhosti_user_check_service(self, VHOSTI_USER_SET_CONFIG, VHOST_USER_BIT_CONFIG, false);
     memcpy(&same, &bytes, sizeof bytes);
     if (code == 0 && (size == 0 || offset + size < size))
         code = VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_ARGUMENT, VHOSTI_USER_SET_CONFIG, -1,
                                 "%lu+%lu", (unsigned long)offset, (unsigned long)size);
     if (code == 0)
-        code = vhosti_user_move_config(self, true, offset, same, size,
-                                       VHOSTI_USER_CONFIG_MIGRATION);
+        code =
+            vhosti_user_move_config(self, true, offset, same, size, VHOSTI_USER_CONFIG_MIGRATION);
     return vhosti_user_run(self, code);
 }
 
@@ -3303,9 +3313,9 @@ VHOST_USER_DEF int vhost_user_create_crypto(vhost_user *self, void *session, uin
     int code = vhosti_user_check_service(self, VHOSTI_USER_CREATE_CRYPTO_SESSION,
                                          VHOST_USER_BIT_CRYPTO, false);
     if (code == 0 && (size == 0 || size > VHOSTI_USER_PAYLOAD))
-        code = VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_ARGUMENT,
-                                VHOSTI_USER_CREATE_CRYPTO_SESSION, -1, "%lu bytes",
-                                (unsigned long)size);
+        code =
+            VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_ARGUMENT, VHOSTI_USER_CREATE_CRYPTO_SESSION,
+                             -1, "%lu bytes", (unsigned long)size);
     if (code < 0)
         return code;
     vhosti_user_compose(&message, VHOSTI_USER_CREATE_CRYPTO_SESSION, VHOST_OP_NONE, -1,
@@ -3326,15 +3336,14 @@ VHOST_USER_DEF int vhost_user_close_crypto(vhost_user *self, uint64_t session)
                                   session);
 }
 
-VHOST_USER_DEF int vhost_user_get_object(vhost_user *self,
-                                         const uint8_t uuid[VHOST_USER_UUID_SIZE], int *fd)
+VHOST_USER_DEF int vhost_user_get_object(vhost_user *self, const uint8_t uuid[VHOST_USER_UUID_SIZE],
+                                         int *fd)
 {
     vhosti_user_message message;
     int code = vhosti_user_check_service(self, VHOSTI_USER_GET_SHARED_OBJECT,
                                          VHOST_USER_BIT_SHARED_OBJECT, false);
     *fd = -1;
-    vhosti_user_compose(&message, VHOSTI_USER_GET_SHARED_OBJECT, VHOST_OP_NONE, -1,
-                        VHOSTI_USER_FD);
+    vhosti_user_compose(&message, VHOSTI_USER_GET_SHARED_OBJECT, VHOST_OP_NONE, -1, VHOSTI_USER_FD);
     vhosti_user_put(&message, uuid, VHOST_USER_UUID_SIZE);
     message.result = fd;
     if (code == 0)
@@ -3409,8 +3418,8 @@ VHOST_USER_DEF int vhost_user_move_state(vhost_user *self, bool load, int fd, in
 
 VHOST_USER_DEF int vhost_user_check_state(vhost_user *self)
 {
-    int code = vhosti_user_check_service(self, VHOSTI_USER_CHECK_DEVICE_STATE,
-                                         VHOST_USER_BIT_STATE, true);
+    int code =
+        vhosti_user_check_service(self, VHOSTI_USER_CHECK_DEVICE_STATE, VHOST_USER_BIT_STATE, true);
     if (code == 0)
         code = vhosti_user_submit_check(self);
     return vhosti_user_run(self, code);
@@ -3472,13 +3481,13 @@ static void vhosti_user_begin_loss(vhost_user *self)
 static void vhosti_user_put_off(vhost_user *self)
 {
     const vhost_user_options *options = &self->options;
-    uint32_t most = options->retry_max_ms > options->retry_ms ? options->retry_max_ms
-                                                              : options->retry_ms;
+    uint32_t most =
+        options->retry_max_ms > options->retry_ms ? options->retry_max_ms : options->retry_ms;
     self->retry_at = vhosti_user_now(self) + self->pause;
     self->pause = self->pause > most / 2 ? most : 2 * self->pause;
-    self->given_up = options->retry_ms == 0 ||
-                     (options->retry_for_ms != 0 &&
-                      self->retry_at - self->broken_at > options->retry_for_ms);
+    self->given_up =
+        options->retry_ms == 0 ||
+        (options->retry_for_ms != 0 && self->retry_at - self->broken_at > options->retry_for_ms);
 }
 
 /* A socket for the next connection, if one can be had now. */
