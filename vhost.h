@@ -213,9 +213,10 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       VHOST_POSITION_CERTAIN   at position.avail (and .used, if packed): resume, or migrate in
       VHOST_POSITION_GUESSED   refused by start
 
-   After stop it is CERTAIN if the back-end said it. If it did not, or said nonsense, a split ring
-   whose buffers are used in order (VIRTIO_F_IN_ORDER) is still CERTAIN, by its used index; any
-   other is GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the
+   After stop it is CERTAIN if the back-end said it. If it did not, or said nonsense, it is still
+   CERTAIN by what the back-end's requests in flight left on record, if there is a record, or in a
+   split ring whose buffers are used in order (VIRTIO_F_IN_ORDER) by its used index; any other is
+   GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the
    device, take the guess by setting CERTAIN. The driver's view of what was signalled
    (signalled_used, of event indexes) is void after any stop: recompute it.
    Packed positions: bits 0-14 index, bit 15 wrap counter, as in virtio.
@@ -438,6 +439,7 @@ typedef enum vhost_why {
     X(VHOST_OP_SET_RING_ENDIAN, "set_ring_endian")                                                 \
     X(VHOST_OP_SET_RING_ADDRESSES, "set_ring_addresses")                                           \
     X(VHOST_OP_SET_RING_BUSY_LOOP, "set_ring_busy_loop")                                           \
+    X(VHOST_OP_SET_INFLIGHT, "set_inflight")                                                       \
     X(VHOST_OP_SET_RING_KICK, "set_ring_kick")                                                     \
     X(VHOST_OP_SET_CONFIG_CALL, "set_config_call")                                                 \
     X(VHOST_OP_ENABLE_RING, "enable_ring")                                                         \
@@ -761,6 +763,10 @@ typedef struct vhost_backend_ops {
     void (*sever)(void *backend); /* (R) cut off for good: when it returns, nothing is touched */
     int (*poll_fds)(void *backend, int *fds, uint32_t capacity); /* returns how many there are */
     int (*process)(void *backend);                               /* what those fds announce */
+    /* After sever, or a stop that gave no position: where the ring stands by what is recorded of
+       requests in flight. base->value comes in as the used index (split) or 0, and goes out as the
+       position. Returns 1: it is certain, 0: nothing is recorded. */
+    int (*recall_base)(void *backend, uint32_t queue, vhost_ring_base *base);
     /* Submitted. */
     int (*set_features)(void *backend, const vhost_features *features); /* (R) */
     int (*set_table)(void *backend, const vhost_table_change *change);  /* (R) */
@@ -774,6 +780,8 @@ typedef struct vhost_backend_ops {
     int (*set_ring_addresses)(void *backend, uint32_t queue,
                               const vhost_ring_addresses *addresses); /* (R) */
     int (*set_ring_busy_loop)(void *backend, uint32_t queue, uint32_t microseconds);
+    /* Rings are set up and none runs: hand over what remembers requests in flight. */
+    int (*set_inflight)(void *backend);
     int (*set_ring_kick)(void *backend, uint32_t queue, int fd); /* (R) -1: poll */
     int (*set_config_call)(void *backend, int fd);               /* -1: none */
     int (*enable_ring)(void *backend, uint32_t queue, bool on);
@@ -2800,6 +2808,17 @@ static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
     position->used_certain = true;
 }
 
+/* Whether the back-end has a record of where the ring stood. One that was misled has a wrong one. */
+static bool vhosti_recall_position(const vhost_device *device, vhost_queue *queue)
+{
+    uint32_t index = (uint32_t)(queue - device->queues);
+    if (device->ops->recall_base == NULL || queue->misled)
+        return false;
+    queue->base.value = vhosti_is_packed(device) ? 0 : vhosti_used_index(device, queue);
+    return device->ops->recall_base(device->backend, index, &queue->base) == 1 &&
+           vhosti_is_position(device, queue, queue->base.value);
+}
+
 /* The back-end did not say where it stands. In a split ring all that was used was taken before; the
    converse holds only where buffers are used in order. A packed ring does not tell at all: its
    position stays that of the start. */
@@ -2843,14 +2862,14 @@ static void vhosti_submit_busy_loop(vhost_device *device, uint32_t i)
     device->queues[i].busy_looping |= device->batch.error == 0;
 }
 
-/* Call first and kick last: a kick is what makes some back-ends begin. */
+/* Call first; the kick comes later, as it makes some back-ends begin. */
 static void vhosti_submit_ring(vhost_device *device, uint32_t i)
 {
     const vhost_backend_ops *ops = device->ops;
     void *backend = device->backend;
     vhost_queue *queue = &device->queues[i];
     uint32_t base = vhosti_encode_position(device, &queue->position);
-    int call = vhosti_call_fd(queue), error = queue->error_event.signal_fd, kick = queue->kick_fd;
+    int call = vhosti_call_fd(queue), error = queue->error_event.signal_fd;
     VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_CALL, i, call, ops->set_ring_call(backend, i, call));
     if (ops->set_ring_error != NULL)
         VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_ERROR, i, error,
@@ -2864,12 +2883,19 @@ static void vhosti_submit_ring(vhost_device *device, uint32_t i)
                   ops->set_ring_addresses(backend, i, &queue->rings));
     if (queue->busy_loop_us != 0 || queue->busy_looping)
         vhosti_submit_busy_loop(device, i);
+}
+
+/* From here on the back-end may run the ring. */
+static void vhosti_submit_kick(vhost_device *device, uint32_t i)
+{
+    vhost_queue *queue = &device->queues[i];
     if (device->batch.error == 0) {
         queue->base.answered = false;
         queue->misled = false;
         queue->started = true;
     }
-    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_KICK, i, kick, ops->set_ring_kick(backend, i, kick));
+    VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_KICK, i, queue->kick_fd,
+                  device->ops->set_ring_kick(device->backend, i, queue->kick_fd));
 }
 
 static void vhosti_submit_enable(vhost_device *device, uint32_t i)
@@ -2905,22 +2931,26 @@ static void vhosti_mark_ring(const vhost_device *device, const vhost_queue *queu
             vhosti_log_mark(log, queue->rings.part[part].gpa, queue->rings.part[part].size);
 }
 
-/* Whether all that sets up a ring was done before the start failed. */
+/* Whether all that comes before the kick of a ring was done when the start failed. */
 static bool vhosti_was_set_up(const vhosti_batch *batch, uint32_t i)
 {
     return batch->op > VHOST_OP_SET_RING_KICK ||
            (batch->op >= VHOST_OP_SET_RING_CALL && (int)i < batch->queue);
 }
 
-/* After a start that failed: a ring that was not reached is where it was. One that ran although
+static bool vhosti_was_kicked(const vhosti_batch *batch, uint32_t i)
+{
+    return batch->later_done || batch->op > VHOST_OP_SET_RING_KICK ||
+           (batch->op == VHOST_OP_SET_RING_KICK && (int)i < batch->queue);
+}
+
+/* After a start that failed: a ring that was not kicked is where it was. One that ran although
    something before it was refused has a position that means nothing. */
 static void vhosti_judge_ring(vhost_device *device, uint32_t i)
 {
     vhost_queue *queue = &device->queues[i];
-    if (vhosti_was_set_up(&device->batch, i))
-        return;
-    queue->started = queue->started && device->batch.later_done;
-    queue->misled = true;
+    queue->started = queue->started && vhosti_was_kicked(&device->batch, i);
+    queue->misled = !vhosti_was_set_up(&device->batch, i);
 }
 
 /* After the fence, or the cut: takes the ring back. */
@@ -2928,7 +2958,7 @@ static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
 {
     bool answered = queue->base.answered && !queue->misled &&
                     vhosti_is_position(device, queue, queue->base.value);
-    if (queue->started && answered)
+    if (queue->started && (answered || vhosti_recall_position(device, queue)))
         vhosti_take_answer(device, queue);
     else if (queue->started)
         vhosti_guess_position(device, queue);
@@ -3478,6 +3508,12 @@ static void vhosti_submit_start(vhost_device *device)
     for (i = 0; i < device->queue_count; i++)
         if (device->queues[i].ready)
             vhosti_submit_ring(device, i);
+    if (device->ops->set_inflight != NULL)
+        VHOSTI_SUBMIT(device, VHOST_OP_SET_INFLIGHT, -1, 0,
+                      device->ops->set_inflight(device->backend));
+    for (i = 0; i < device->queue_count; i++)
+        if (device->queues[i].ready)
+            vhosti_submit_kick(device, i);
     vhosti_submit_config_call(device);
     for (i = 0; i < device->queue_count; i++)
         if (device->queues[i].ready)
@@ -3665,6 +3701,7 @@ VHOST_DEF int vhost_queue_start(vhost_device *device, uint32_t queue)
     vhosti_begin(device);
     vhosti_submit_pieces(device, &device->queues[queue]);
     vhosti_submit_ring(device, queue);
+    vhosti_submit_kick(device, queue);
     vhosti_submit_enable(device, queue);
     if (vhosti_fence(device) == 0)
         return 0;

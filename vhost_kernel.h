@@ -1131,6 +1131,7 @@ VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(void)
         vhosti_kernel_op_sever,
         vhosti_kernel_op_poll_fds,
         vhosti_kernel_op_process,
+        NULL, /* recall_base: nothing is left on record */
         vhosti_kernel_op_set_features,
         vhosti_kernel_op_set_table,
         vhosti_kernel_op_set_log,
@@ -1142,6 +1143,7 @@ VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(void)
         vhosti_kernel_op_set_ring_endian,
         vhosti_kernel_op_set_ring_addresses,
         vhosti_kernel_op_set_ring_busy_loop,
+        NULL, /* set_inflight */
         vhosti_kernel_op_set_ring_kick,
         NULL, /* set_config_call */
         vhosti_kernel_op_enable_ring,

@@ -339,6 +339,7 @@ static void on_trace(const vhost_trace *trace, void *user)
     case VHOST_TRACE_STATE:
     case VHOST_TRACE_LOG:
     case VHOST_TRACE_MISS:
+    case VHOST_TRACE_SECTION_UNROUNDED:
         break;
     }
 }

@@ -581,9 +581,23 @@ static void do_set_ring_addresses(mock_backend *mock, const mock_call *call)
     mock->rings[call->queue].addresses_set = true;
 }
 
+/* Between the set-up of all rings that will run, and their kicks. */
+static void do_set_inflight(mock_backend *mock)
+{
+    for (unsigned i = 0; i < MOCK_QUEUES; i++) {
+        if (mock->rings[i].kick_set) {
+            complain(mock, "set_inflight after the kick of ring %u", i);
+        }
+    }
+    mock->inflight_set = true;
+}
+
 static void do_set_ring_kick(mock_backend *mock, const mock_call *call)
 {
     check_stopped(mock, call);
+    if (mock->ops.set_inflight && !mock->inflight_set) {
+        complain(mock, "ring %d is kicked before set_inflight", call->queue);
+    }
     if (!mock->ops.enable_ring && !mock->ops.set_running && !check_ready(mock, call)) {
         return;
     }
@@ -672,6 +686,8 @@ static void do_call(mock_backend *mock, const mock_call *call)
         mock->rings[call->queue].error_fd = (int)call->value;
     } else if (call->op == VHOST_OP_SET_RING_ADDRESSES) {
         do_set_ring_addresses(mock, call);
+    } else if (call->op == VHOST_OP_SET_INFLIGHT) {
+        do_set_inflight(mock);
     } else if (call->op == VHOST_OP_SET_RING_KICK) {
         do_set_ring_kick(mock, call);
     } else if (call->op == VHOST_OP_SET_CONFIG_CALL) {
@@ -835,6 +851,7 @@ static int mock_open(void *backend, vhost_device *device, vhost_facts *facts)
     mock->config_fd = -1;
     mock->iotlb_count = 0;
     clear_rings(mock);
+    mock->inflight_set = false;
     mock->device = device;
     *facts = mock->facts;
     return mock->success;
@@ -991,6 +1008,23 @@ static int mock_set_ring_kick(void *backend, uint32_t queue, int fd)
     return submit_value(backend, VHOST_OP_SET_RING_KICK, (int)queue, fd);
 }
 
+static int mock_set_inflight(void *backend)
+{
+    return submit_value(backend, VHOST_OP_SET_INFLIGHT, -1, 0);
+}
+
+static int mock_recall_base(void *backend, uint32_t queue, vhost_ring_base *base)
+{
+    mock_backend *mock = (mock_backend *)backend;
+    if (mock_ring_runs(mock, queue)) {
+        complain(mock, "recall of ring %u while it runs", (unsigned)queue);
+    }
+    mock->recalls++;
+    mock->recall_given = base->value;
+    base->value = mock->recalled;
+    return mock->recall_result;
+}
+
 static int mock_set_config_call(void *backend, int fd)
 {
     return submit_value(backend, VHOST_OP_SET_CONFIG_CALL, -1, fd);
@@ -1060,6 +1094,8 @@ static void fill_in_ops(vhost_backend_ops *ops, bool queued)
     ops->set_ring_endian = mock_set_ring_endian;
     ops->set_ring_addresses = mock_set_ring_addresses;
     ops->set_ring_busy_loop = mock_set_ring_busy_loop;
+    ops->set_inflight = mock_set_inflight;
+    ops->recall_base = mock_recall_base;
     ops->set_ring_kick = mock_set_ring_kick;
     ops->set_config_call = mock_set_config_call;
     ops->enable_ring = mock_enable_ring;

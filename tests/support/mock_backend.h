@@ -77,6 +77,8 @@ typedef struct mock_backend {
     unsigned eager;    /* buffers that a ring uses up the moment it begins to run */
     bool calls_late;   /* a switch of the call fd is preceded by one more call to the old one */
     int process_result;
+    int recall_result; /* of recall_base, which then gives recalled */
+    uint32_t recalled;
     int fds[MOCK_FDS];
     int fd_count;
     void (*signal)(int fd, void *user); /* what a call or an error does */
@@ -88,7 +90,9 @@ typedef struct mock_backend {
     /* For the test to read. */
     char complaint[200]; /* the first; empty: none */
     mock_calls calls;    /* everything that was submitted */
-    unsigned opens, closes, severs, fences, processed;
+    unsigned opens, closes, severs, fences, processed, recalls;
+    uint32_t recall_given; /* the value that recall_base was given last */
+    bool inflight_set;
     vhost_device *device;
     bool opened, severed, running;
     bool features_set, table_set;

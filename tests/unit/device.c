@@ -303,17 +303,20 @@ TEST start_goes_in_the_order_of_the_manual(fixture *f)
     ASSERT_OK(vhost_device_start(&f->device[0]));
     ASSERT_INT(0, place(f, VHOST_OP_SET_FEATURES, -1));
     ASSERT_INT(1, place(f, VHOST_OP_SET_TABLE, -1));
-    int enables = place(f, VHOST_OP_ENABLE_RING, -1);
+    int inflight = place(f, VHOST_OP_SET_INFLIGHT, -1),
+        enables = place(f, VHOST_OP_ENABLE_RING, -1);
     for (int q = 0; q < FIXTURE_QUEUES; q++) {
         int before = 1;
-        for (int op = VHOST_OP_SET_RING_CALL; op <= VHOST_OP_SET_RING_KICK; op++) {
+        for (int op = VHOST_OP_SET_RING_CALL; op < VHOST_OP_SET_INFLIGHT; op++) {
             int here = place(f, (vhost_op)op, q);
             if (here == -1 && op == VHOST_OP_SET_RING_ENDIAN) {
                 continue; /* the host is big-endian itself */
             }
-            ASSERT(here > before && here < enables);
+            ASSERT(here > before && here < inflight);
             before = here;
         }
+        ASSERT(place(f, VHOST_OP_SET_RING_KICK, q) > inflight);
+        ASSERT(place(f, VHOST_OP_SET_RING_KICK, q) < enables);
         ASSERT(place(f, VHOST_OP_ENABLE_RING, q) > place(f, VHOST_OP_SET_CONFIG_CALL, -1));
     }
     ASSERT_INT((int)f->mock[0].calls.count - 1, place(f, VHOST_OP_SET_RUNNING, -1));

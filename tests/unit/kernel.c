@@ -312,7 +312,6 @@ static enum greatest_test_res ring_is_set_up(const bench *b, unsigned *next, uin
          "448888",
          {ring, 0, number_of(host + queue->desc), number_of(host + queue->used),
           number_of(host + queue->avail), queue->used}},
-        {0x4008af20, "44", {ring, (uint64_t)queue->kick_fd}},
     };
     IOCTLS_ARE(b, next, FAKE_FD, list);
     PASS();
@@ -333,6 +332,10 @@ TEST start_makes_these_ioctls(bench *b)
          {2, 0, 0, 128 * 4096, number_of(host), 0, UINT64_C(0x100000000), 128 * 4096,
           number_of(host + 128 * 4096), 0}},
     };
+    const expected kicks[] = {
+        {0x4008af20, "44", {0, (uint64_t)b->queue[0].kick_fd}},
+        {0x4008af20, "44", {1, (uint64_t)b->queue[1].kick_fd}},
+    };
     static const expected taps[] = {
         {0x4008af30, "44", {0, TAP}},
         {0x4008af30, "44", {1, TAP}},
@@ -340,6 +343,7 @@ TEST start_makes_these_ioctls(bench *b)
     IOCTLS_ARE(b, &next, FAKE_FD, whole);
     CHECK_CALL(ring_is_set_up(b, &next, 0, &b->queue[0]));
     CHECK_CALL(ring_is_set_up(b, &next, 1, &b->queue[1]));
+    IOCTLS_ARE(b, &next, FAKE_FD, kicks);
     IOCTLS_ARE(b, &next, FAKE_FD, taps);
     ASSERT_UINT(b->kernel.count, next);
     PASS();

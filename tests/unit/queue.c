@@ -638,6 +638,100 @@ TEST the_position_of_a_dead_packed_back_end_is_guessed(fixture *f)
     PASS();
 }
 
+/* ---- what requests in flight left on record ---- */
+
+TEST a_record_makes_the_position_of_a_dead_back_end_certain(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    f->mock[0].recall_result = 1;
+    f->mock[0].recalled = 5;
+    ASSERT_INT(-ECONNRESET, die_after_six(f));
+    ASSERT_UINT(FIXTURE_QUEUES, f->mock[0].recalls);
+    CHECK_CALL(position_is(&f->queue[0][1].position, VHOST_POSITION_CERTAIN, 5));
+    ASSERT_UINT(6, f->queue[0][1].position.used);
+    ASSERT(f->queue[0][1].position.used_certain);
+    PASS();
+}
+
+TEST a_record_is_looked_at_with_the_used_index_at_hand(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    f->queue[0][0].ready = f->queue[0][2].ready = false;
+    ASSERT_INT(-ECONNRESET, die_after_six(f));
+    ASSERT_UINT(1, f->mock[0].recalls);
+    ASSERT_UINT(6, f->mock[0].recall_given);
+    return position_is(&f->queue[0][1].position, VHOST_POSITION_GUESSED, 6);
+}
+
+TEST a_record_of_a_packed_ring_gives_both_positions(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, packed));
+    f->mock[0].recall_result = 1;
+    f->mock[0].recalled = 0x80048006;
+    ASSERT_INT(-ECONNRESET, die_after_six(f));
+    ASSERT_UINT(0, f->mock[0].recall_given);
+    ASSERT_UINT(0x8004, f->queue[0][1].position.used);
+    return position_is(&f->queue[0][1].position, VHOST_POSITION_CERTAIN, 0x8006);
+}
+
+TEST a_record_that_is_nonsense_is_none(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    f->mock[0].recall_result = 1;
+    f->mock[0].recalled = 0x10000;
+    ASSERT_INT(-ECONNRESET, die_after_six(f));
+    return position_is(&f->queue[0][1].position, VHOST_POSITION_GUESSED, 6);
+}
+
+TEST a_record_that_cannot_be_read_is_none(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    f->mock[0].recall_result = -EIO;
+    f->mock[0].recalled = 5;
+    ASSERT_INT(-ECONNRESET, die_after_six(f));
+    return position_is(&f->queue[0][1].position, VHOST_POSITION_GUESSED, 6);
+}
+
+TEST an_answer_needs_no_record(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    f->mock[0].recall_result = 1;
+    f->mock[0].recalled = 5;
+    CHECK_CALL(start_and_stop(f));
+    ASSERT_UINT(0, f->mock[0].recalls);
+    ASSERT_UINT(0, f->queue[0][1].position.avail);
+    PASS();
+}
+
+/* A ring that runs though what remembers its requests was refused has no record to trust. */
+TEST a_start_without_its_record_recalls_nothing(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    mock_refuse(&f->mock[0], VHOST_OP_SET_INFLIGHT, -1, -EPERM);
+    f->mock[0].recall_result = 1;
+    ASSERT_FAILS(f, vhost_device_start(&f->device[0]), &f->device[0].last_error, -EPERM,
+                 VHOST_WHY_BACKEND_REFUSED);
+    CHECK_CALL(fixture_names(&f->device[0].last_error, VHOST_OP_SET_INFLIGHT, -1));
+    ASSERT_UINT(0, f->mock[0].recalls);
+    vhost_position_state expected =
+        f->mode == MOCK_QUEUED_STUBBORN ? VHOST_POSITION_GUESSED : VHOST_POSITION_INITIAL;
+    ASSERT_INT(expected, f->queue[0][1].position.state);
+    f->mock[0].complaint[0] = '\0'; /* stubborn, it ran without */
+    PASS();
+}
+
+TEST one_queue_is_started_without_set_inflight(fixture *f)
+{
+    ASSERT_OK(fixture_running_device(f));
+    ASSERT_OK(vhost_queue_stop(&f->device[0], 1));
+    mock_forget(&f->mock[0]);
+    ASSERT_OK(vhost_queue_start(&f->device[0], 1));
+    ASSERT_UINT(0, mock_count(&f->mock[0], VHOST_OP_SET_INFLIGHT, -1));
+    ASSERT(mock_find(&f->mock[0], VHOST_OP_SET_RING_KICK, 1, 0) >
+           mock_find(&f->mock[0], VHOST_OP_SET_RING_ADDRESSES, 1, 0));
+    PASS();
+}
+
 TEST a_base_that_is_never_answered_is_guessed(fixture *f)
 {
     ASSERT_OK(stopped_with(f, 0));
@@ -1089,6 +1183,14 @@ static void run_positions(void)
     RUN_BOTH(the_position_of_a_dead_back_end_in_order_is_certain);
     RUN_BOTH(in_order_counts_only_if_the_driver_took_it);
     RUN_BOTH(the_position_of_a_dead_packed_back_end_is_guessed);
+    RUN_BOTH(a_record_makes_the_position_of_a_dead_back_end_certain);
+    RUN_BOTH(a_record_is_looked_at_with_the_used_index_at_hand);
+    RUN_BOTH(a_record_of_a_packed_ring_gives_both_positions);
+    RUN_BOTH(a_record_that_is_nonsense_is_none);
+    RUN_BOTH(a_record_that_cannot_be_read_is_none);
+    RUN_BOTH(an_answer_needs_no_record);
+    RUN_ALL(a_start_without_its_record_recalls_nothing);
+    RUN_BOTH(one_queue_is_started_without_set_inflight);
     RUN_BOTH(a_base_that_is_never_answered_is_guessed);
     RUN_BOTH(an_old_answer_is_not_taken_for_a_new_one);
 }
