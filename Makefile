@@ -14,8 +14,11 @@ JOBS = $(shell nproc)
 HEADERS = $(wildcard vhost*.h)
 INCLUDES = -I. -Itests/support -Iexamples/common
 TALLY = tests/support/tally.sh
-# A program names the kernel modules it needs in a comment, "vm-modules: vhost_net tun".
-modules = $(shell sed -n 's/.*vm-modules: *\([a-z0-9_ ]*[a-z0-9_]\).*/\1/p' $(1))
+# A program names what it needs in a comment: "vm-modules: vhost_net tun" are kernel modules, and
+# "backends: blk net" are real vhost-user back-ends.
+named = $(shell sed -n 's/.*$(1): *\([a-z0-9_ ]*[a-z0-9_]\).*/\1/p' $(2))
+modules = $(call named,vm-modules,$(1))
+backends = $(call named,backends,$(1))
 have = $(shell command -v $(1))
 
 # ---- for people --------------------------------------------------------------------------------
@@ -40,7 +43,7 @@ $(KERNELS:%=demo-vm-%): demo-vm-%:
 
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
-	@tests/support/setup.sh greatest c++ clang valgrind vm || [ $$? -eq 77 ]
+	@tests/support/setup.sh greatest c++ clang valgrind vm backends || [ $$? -eq 77 ]
 	@$(call run,build-unit build hygiene unit examples real)
 
 .PHONY: test-unit
@@ -49,8 +52,8 @@ test-unit: ## the unit tests alone (needs a C compiler and greatest.h)
 	@$(call run,build-unit unit)
 
 .PHONY: test-real
-test-real: ## the tests on real Linux kernels alone
-	@tests/support/setup.sh greatest vm || [ $$? -eq 77 ]
+test-real: ## the tests on real Linux kernels and with real vhost-user back-ends alone
+	@tests/support/setup.sh greatest vm backends || [ $$? -eq 77 ]
 	@$(call run,build real)
 
 .PHONY: test-mutants
@@ -93,6 +96,8 @@ SUPPORT = $(filter-out $(IMPLEMENTATION),$(basename $(wildcard tests/support/*.c
 UNIT = $(basename $(wildcard tests/unit/*.c))
 # Without greatest.h, whoever needs it is left out and skipped.
 REAL = $(if $(GREATEST_DIR),$(notdir $(basename $(wildcard tests/real/*.c))))
+REAL_VM = $(foreach r,$(REAL),$(if $(call modules,tests/real/$(r).c),$(r)))
+REAL_HOST = $(foreach r,$(REAL),$(if $(call backends,tests/real/$(r).c),$(r)))
 # The back-end in memory is no program of its own, it is linked to every example.
 MEMORY_BACKEND = examples/memory_backend
 EXAMPLES = $(notdir $(filter-out $(MEMORY_BACKEND),$(basename $(wildcard examples/*.c))))
@@ -160,9 +165,9 @@ $(EXAMPLES:%=example-%): example-%:
 # What runs on one of the kernels: the tests made for it, and the examples that name modules. Told
 # "kernel", an example may not fall back to a simulation.
 define kernel_lane
-.PHONY: $(REAL:%=real-$(1)-%) $(EXAMPLES_VM:%=example-$(1)-%)
-lane-real: $(REAL:%=real-$(1)-%) $(EXAMPLES_VM:%=example-$(1)-%)
-$(REAL:%=real-$(1)-%): real-$(1)-%:
+.PHONY: $(REAL_VM:%=real-$(1)-%) $(EXAMPLES_VM:%=example-$(1)-%)
+lane-real: $(REAL_VM:%=real-$(1)-%) $(EXAMPLES_VM:%=example-$(1)-%)
+$(REAL_VM:%=real-$(1)-%): real-$(1)-%:
 	@$(TALLY) suite "$$* on Linux $(1)" \
 	    tests/support/vm.sh $(1) "$$(call modules,tests/real/$$*.c)" build/real/$$* -v
 $(EXAMPLES_VM:%=example-$(1)-%): example-$(1)-%:
@@ -172,9 +177,15 @@ endef
 .PHONY: lane-real
 lane-real:
 ifeq ($(GREATEST_DIR),)
-	@$(TALLY) skip "tests on real kernels" "no greatest.h"
+	@$(TALLY) skip "tests on real kernels, and with real back-ends" "no greatest.h"
 endif
 $(foreach kernel,$(KERNELS),$(eval $(call kernel_lane,$(kernel))))
+
+.PHONY: $(REAL_HOST:%=real-host-%)
+lane-real: $(REAL_HOST:%=real-host-%)
+$(REAL_HOST:%=real-host-%): real-host-%:
+	@$(TALLY) suite "$* with real back-ends" \
+	    tests/support/real_backend.sh needs "$(call backends,tests/real/$*.c)" build/real/$* -v
 
 # ---- programs ----------------------------------------------------------------------------------
 # Objects stand in one folder per compiler, under the name of their source.
@@ -224,6 +235,12 @@ build/examples/%: build/cc/examples/%.o $(EXAMPLES_SHARED:%=build/cc/%.o)
 build/real/%: build/cc/tests/real/%.o $(patsubst %,build/cc/%.o,$(SUPPORT) $(IMPLEMENTATION))
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $^ -o $@
+
+# To be preloaded into any front-end; its head says how.
+build/shim/%.so: build/cc/tests/support/shim/%.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -shared $^ -o $@ -ldl -pthread
+build/cc/tests/support/shim/%.o: CFLAGS += -fPIC
 
 # Objects are kept, and made again when a header they include is newer.
 .SECONDARY:

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, valgrind, vm
+# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, valgrind, vm, backends
 #
-# Makes sure that what the tests need is there: packages by apt-get, as root on Debian; greatest.h
-# and the kernels of the virtual machine into build/. Says first what it is about to do, and
-# nothing when all is there. NO_SETUP=1 forbids it to change anything. What is missing in the end
-# is named, with the remedy and the price, and the exit status is 77.
+# Makes sure that what the tests need is there: packages by apt-get, as root on Debian; greatest.h,
+# the kernels of the virtual machine and some vhost-user back-ends into build/. Says first what it
+# is about to do, and nothing when all is there. NO_SETUP=1 forbids it to change anything. What is
+# missing in the end is named, with the remedy and the price, and the exit status is 77.
 set -eu
 cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin:/sbin
@@ -17,6 +17,7 @@ price() {
     clang) echo "sanitizers, the implementation as C++ by clang++, format check" ;;
     valgrind) echo "the unit tests under valgrind" ;;
     vm) echo "everything that runs on a real kernel" ;;
+    backends) echo "everything that runs with real vhost-user back-ends" ;;
     esac
 }
 
@@ -28,6 +29,7 @@ get() {
     case $1 in
     greatest.h) tests/support/greatest.sh ;;
     Linux-*) tests/support/kernel.sh "${1#Linux-}" ;;
+    vhost*) tests/support/backend_program.sh "$1" ;;
     esac >/dev/null
 }
 
@@ -63,6 +65,15 @@ look() {
             command_of xz xz-utils
             fetched Linux-6.12
             fetched Linux-6.1
+            ;;
+        backends)
+            command_of qemu-storage-daemon qemu-system-common
+            command_of pkg-config pkg-config
+            command_of dpdk-testpmd dpdk-dev
+            ldconfig -p | grep -q libvirglrenderer.so.1 || packages="$packages libvirglrenderer1"
+            fetched vhost-user-gpu
+            fetched vhost_blk
+            fetched vhost_crypto
             ;;
         *)
             echo "setup.sh: $what?" >&2
