@@ -733,8 +733,8 @@ typedef struct vhost_fence {
 /* A back-end. NULL member = not supported; (R) = required.
    A submitted operation returns >= 0 (done, or queued), or a negative errno: refused, nothing of it
    happened; what was submitted before still needs its fence. Operations are done in the order in
-   which they were submitted. Arguments are valid during the call only; results (a base, config
-   bytes) are in place when the fence returns. After sever comes nothing but close, and maybe open.
+   which they were submitted. Arguments are valid during the call only, but fds until the fence;
+   results (a base, config bytes) are in place when the fence returns. After sever comes nothing but close, and maybe open.
    Queues count from 0 over the whole device.
    open takes ownership and fills in the facts, which are zero before; if it fails, close is not
    called. A table may be empty. UNMAP of 0 and UINT64_MAX bytes means everything; the pages of
@@ -905,6 +905,8 @@ struct vhost_device {
     bool told_running;          /* set_running(on), */
     bool told_config_call;      /* or a set_config_call was accepted: to be undone */
     bool behind_viommu;         /* since start: addresses of rings are IOVAs */
+    bool fencing;               /* in ops->fence, */
+    bool answered;              /* and a miss was answered there: it came after all the rest */
     int broken_by;              /* the error code that made it BROKEN */
     bool doomed;                /* in a commit: to be cut off */
     vhost_device *next;
@@ -1071,9 +1073,11 @@ VHOST_API const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_
 
 /* ---- vIOMMU (I) ---- */
 
-/* For back-ends, from `process`: the back-end of this device sent a message. A miss is answered by
-   iotlb_send before this returns. -EFAULT: no translation, not answered; -ENOTSUP, -EINVAL: not a
-   miss; -EBUSY: the device does not run. None of them breaks the device. */
+/* For back-ends, from `process`, or from `fence`, also while the device starts or stops: the
+   back-end of this device sent a message. A miss is answered by iotlb_send before this returns; in
+   a fence, that fence waits for it as well. -EFAULT: no translation, not answered; -ENOTSUP,
+   -EINVAL: not a miss; -EBUSY, -EIO: the device does not run; or what iotlb_send said. None of them
+   breaks the device. */
 VHOST_API int vhost_iotlb_message(vhost_device *device, const vhost_iotlb *message);
 
 /* For the VMM: the vIOMMU unmapped [iova, iova + size). On return the back-end has let go of it; if
@@ -2299,7 +2303,13 @@ static int vhosti_fence(vhost_device *device)
     vhost_fence result = {0, VHOST_OP_NONE, -1, false};
     if (device->batch.pending && device->ops->fence != NULL) {
         vhost_trace trace = vhosti_make_trace(VHOST_TRACE_FENCE, device);
+        vhost_error last = device->last_error; /* why it breaks, maybe: no miss may hide that */
+        device->fencing = true;
+        device->answered = false;
         device->ops->fence(device->backend, &result);
+        device->fencing = false;
+        device->last_error = last;
+        result.later_done |= device->answered && result.op == VHOST_OP_IOTLB_SEND;
         trace.op = result.op;
         trace.queue = result.queue;
         trace.result = result.error;
@@ -2320,6 +2330,8 @@ static vhost_why vhosti_why_of(int error)
     case -ECONNRESET:
     case -EPIPE:
     case -ENODEV:
+    case -ETIMEDOUT: /* after these two, nobody knows what an answer would belong to */
+    case -EPROTO:
         return VHOST_WHY_BACKEND_LOST;
     default:
         return VHOST_WHY_BACKEND_REFUSED;
@@ -3117,7 +3129,7 @@ static void vhosti_end_viommu(vhost_device *device)
 
 static int vhosti_check_message(vhost_device *device, const vhost_iotlb *message)
 {
-    if (device->state != VHOST_STATE_RUNNING)
+    if (device->state != VHOST_STATE_RUNNING && !device->behind_viommu)
         return vhosti_wrong_state(device, "IOTLB message");
     if (device->behind_viommu && message->type == VHOST_TLB_MISS)
         return 0;
@@ -3126,17 +3138,33 @@ static int vhosti_check_message(vhost_device *device, const vhost_iotlb *message
                        (int)message->type, (vhosti_ull)message->iova);
 }
 
+/* Sends one entry. In a fence it joins what that fence waits for: a failure is found there. */
+static int vhosti_send_entry(vhost_device *device, const vhost_iotlb *entry)
+{
+    vhosti_batch outer = device->batch;
+    int code = 0;
+    vhosti_begin(device);
+    vhosti_submit_entry(device, entry);
+    if ((device->fencing ? device->batch.error : vhosti_fence(device)) < 0)
+        code = vhosti_report_batch(device);
+    device->answered = true;
+    device->batch = outer;
+    return code;
+}
+
 static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
 {
     bool write = message->permit != VHOST_PERMIT_READ;
     vhost_iotlb entry;
     vhost_why why = vhosti_translate(device, message->iova, write, &entry);
+    if (why == VHOST_WHY_NONE && device->doomed && /* the new table is not sent to it */
+        vhosti_check_region(&device->table->table, entry.gpa, entry.size, entry.host) !=
+            VHOST_WHY_NONE)
+        why = VHOST_WHY_IOTLB_UNMAPPED;
     if (why != VHOST_WHY_NONE)
         return VHOSTI_FAIL(device, -EFAULT, why, VHOST_OP_NONE, -1, "0x%llx, to %s it",
                            (vhosti_ull)message->iova, write ? "write" : "read");
-    vhosti_begin(device);
-    vhosti_submit_entry(device, &entry);
-    return vhosti_fence(device) < 0 ? vhosti_report_batch(device) : 0;
+    return vhosti_send_entry(device, &entry);
 }
 
 VHOST_DEF int vhost_iotlb_message(vhost_device *device, const vhost_iotlb *message)
@@ -3915,7 +3943,7 @@ VHOST_DEF int vhost_vm_cleanup(vhost_vm *vm)
 
 /* ---- before any back-end is told: whatever may fail ---- */
 
-typedef struct vhosti_commit { /* what will be in force; NULL: not in use */
+typedef struct vhosti_commit { /* what will be in force, tables: or was; NULL: not in use */
     struct vhosti_table *tables[VHOST_PROFILE_COUNT];
     struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT];
 } vhosti_commit;
@@ -4040,7 +4068,7 @@ static int vhosti_check_rings_stay(vhost_device *device, const vhost_table *tabl
    (C6). */
 static void vhosti_submit_change(vhost_device *device, const vhosti_commit *commit)
 {
-    struct vhosti_table *table = commit->tables[device->facts.profile];
+    struct vhosti_table *table = device->vm->tables[device->facts.profile];
     struct vhosti_log *log = commit->logs[device->facts.log_kind];
     if (log != device->vm->logs[device->facts.log_kind])
         vhosti_submit_log(device, log);
@@ -4050,7 +4078,7 @@ static void vhosti_submit_change(vhost_device *device, const vhosti_commit *comm
 
 static void vhosti_submit_commit(vhost_device *device, const vhosti_commit *commit)
 {
-    const struct vhosti_table *table = commit->tables[device->facts.profile];
+    const struct vhosti_table *table = device->vm->tables[device->facts.profile];
     vhosti_begin(device);
     device->doomed = vhosti_check_rings_stay(device, &table->table) < 0;
     if (device->doomed)
@@ -4067,7 +4095,7 @@ static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *comm
     } else if (code < 0) {
         (void)vhosti_break(device, vhosti_report_batch(device));
     } else {
-        vhosti_hold_table(device, commit->tables[device->facts.profile]);
+        vhosti_hold_table(device, device->vm->tables[device->facts.profile]);
         vhosti_hold_log(device, commit->logs[device->facts.log_kind]);
     }
     device->doomed = false;
@@ -4094,13 +4122,24 @@ static void vhosti_replace_log(vhost_vm *vm, int kind, struct vhosti_log *log)
     vm->logs[kind] = log;
 }
 
-static void vhosti_enforce_commit(vhost_vm *vm, vhosti_commit *commit)
+/* Before anybody is told, so that a miss in a fence finds what is to come. */
+static void vhosti_enforce_map(vhost_vm *vm, vhosti_commit *commit)
 {
     int i;
+    vm->current = !vm->current;
     for (i = 0; i < VHOST_PROFILE_COUNT; i++) {
-        vhosti_drop_table(vm, &vm->tables[i]);
+        struct vhosti_table *old = vm->tables[i];
         vm->tables[i] = commit->tables[i];
+        commit->tables[i] = old;
     }
+}
+
+/* When all were told. */
+static void vhosti_finish_map(vhost_vm *vm, vhosti_commit *commit)
+{
+    int i;
+    for (i = 0; i < VHOST_PROFILE_COUNT; i++)
+        vhosti_drop_table(vm, &commit->tables[i]);
     for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++)
         vhosti_replace_log(vm, i, commit->logs[i]);
 }
@@ -4165,9 +4204,9 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
         code = vhosti_prepare_commit(vm, &commit);
         if (code < 0)
             return code;
-        vm->current = !vm->current;
+        vhosti_enforce_map(vm, &commit);
         vhosti_tell_devices(vm, &commit);
-        vhosti_enforce_commit(vm, &commit);
+        vhosti_finish_map(vm, &commit);
         for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
             vhosti_shrink_log(vm, kind);
     }
