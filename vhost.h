@@ -127,6 +127,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       vhost_device_start         STOPPED            RUNNING              STOPPED, or BROKEN (note 1)
       vhost_device_stop          any                STOPPED (note 2)     BROKEN
       vhost_device_reset         STOPPED, BROKEN    STOPPED              BROKEN
+      vhost_device_recover       BROKEN             RUNNING, STOPPED     BROKEN
       vhost_queue_start, _stop   RUNNING            RUNNING              RUNNING, or BROKEN (note 1)
       vhost_queue_mask, _unmask  all but CLOSED     same                 same
       vhost_device_process       any                same                 same, or BROKEN
@@ -147,7 +148,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
          nobody can revoke that.)
 
    A VMM answers BROKEN by setting NEEDS_RESET in the virtio status; when the driver then resets the
-   device, vhost_device_reset opens the back-end again, where it can be opened again.
+   device, vhost_device_reset opens the back-end again, where it can be opened again. Or it hides
+   the break from the driver: vhost_device_recover opens the back-end and goes on where the device
+   was, if all positions are known.
 
    Wiring it to the virtio status byte and registers:
 
@@ -274,7 +277,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 12. THREADS
 
    Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
-   vhost_device_init/cleanup/ack/start/stop/reset need the VM to themselves: no other call on the
+   vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call on the
    VM or any of its devices at the same time. vhost_queue_*, vhost_device_process, _get_config,
    _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one thread per
    device. vhost_memory_find and vhost_device_offer may run beside those. A readers-writer lock of
@@ -387,6 +390,7 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_BACKEND_INCOMPLETE, "the back-end lacks an operation that is required")            \
     X(VHOST_WHY_BACKEND_REFUSED, "the back-end refused")                                           \
     X(VHOST_WHY_BACKEND_LOST, "the back-end is gone")                                              \
+    X(VHOST_WHY_BACKEND_LESS, "the back-end has less than before")                                 \
     X(VHOST_WHY_DEVICE_BROKEN, "the device is broken")                                             \
     X(VHOST_WHY_FEATURE_NOT_OFFERED, "a feature was accepted that the back-end does not have")     \
     X(VHOST_WHY_QUEUE_NOT_READY, "the queue is not ready")                                         \
@@ -908,6 +912,7 @@ struct vhost_device {
     bool fencing;               /* in ops->fence, */
     bool answered;              /* and a miss was answered there: it came after all the rest */
     int broken_by;              /* the error code that made it BROKEN */
+    bool ran;                   /* it was RUNNING then */
     bool doomed;                /* in a commit: to be cut off */
     vhost_device *next;
 };
@@ -1009,6 +1014,15 @@ VHOST_API int vhost_device_stop(vhost_device *device);
    ready, addresses and position; kick_fd, call_fd, size, busy_loop_us and the mask are kept. Opens
    a BROKEN device's back-end again. */
 VHOST_API int vhost_device_reset(vhost_device *device);
+
+/* Opens the back-end of a BROKEN device again and puts everything back as it was: features
+   acknowledged, and if the device was RUNNING when it broke, the queues that are ready are started
+   at their positions. The VMM may correct positions first; a position that is only GUESSED is
+   refused (-EINVAL). -EINVAL: the back-end now lacks features that were accepted, or its kind of
+   table or log is another; -ENOSPC: memory slots (fewer than before, although enough: also
+   refused); or what open or start said. On failure BROKEN, on_broken is not called again, and it
+   may be tried again. */
+VHOST_API int vhost_device_recover(vhost_device *device);
 
 /* Reads or writes `size` bytes of the device's config space. -ENOTSUP: the back-end has none, the
    config space is the VMM's; -EINVAL: size is 0, or offset + size wraps. Stopped or running. */
@@ -3554,13 +3568,17 @@ static void vhosti_submit_stop(vhost_device *device)
 }
 
 /* The end of every device that cannot be trusted to have stopped. Devices may break side by side,
-   so what they share is let go of later, when the VM is at rest: at reset or cleanup. */
+   so what they share is let go of later, when the VM is at rest: at reset or cleanup. A device that
+   was BROKEN before did not recover: that is no news. */
 static void vhosti_sever(vhost_device *device, int code)
 {
     device->ops->sever(device->backend);
     VHOSTI_TRY(device, VHOST_OP_SEVER, -1, 0, 0);
     vhosti_take_rings_back(device);
+    if (device->state == VHOST_STATE_BROKEN)
+        return;
     device->broken_by = code;
+    device->ran = device->state == VHOST_STATE_RUNNING;
     vhosti_enter(device, VHOST_STATE_BROKEN);
     if (device->options.on_broken != NULL)
         device->options.on_broken(device, device->options.user);
@@ -3631,13 +3649,11 @@ static int vhosti_undo_start(vhost_device *device)
     return code;
 }
 
-VHOST_DEF int vhost_device_start(vhost_device *device)
+/* Makes the back-end run, or undoes it; the state is the caller's. */
+static int vhosti_run(vhost_device *device)
 {
-    struct vhosti_table *table;
+    struct vhosti_table *table = device->vm->tables[device->facts.profile];
     int code;
-    if (device->state != VHOST_STATE_STOPPED)
-        return vhosti_wrong_state(device, "start");
-    table = device->vm->tables[device->facts.profile];
     if (!vhosti_reserve_difference(device->vm, device->table, table))
         return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_MEMORY, VHOST_OP_NONE, -1, "memory table");
     code = vhosti_begin_viommu(device);
@@ -3654,8 +3670,18 @@ VHOST_DEF int vhost_device_start(vhost_device *device)
         return vhosti_undo_start(device);
     vhosti_hold_table(device, table);
     vhosti_hold_log(device, device->vm->logs[device->facts.log_kind]);
-    vhosti_enter(device, VHOST_STATE_RUNNING);
     return 0;
+}
+
+VHOST_DEF int vhost_device_start(vhost_device *device)
+{
+    int code;
+    if (device->state != VHOST_STATE_STOPPED)
+        return vhosti_wrong_state(device, "start");
+    code = vhosti_run(device);
+    if (code == 0)
+        vhosti_enter(device, VHOST_STATE_RUNNING);
+    return code;
 }
 
 VHOST_DEF int vhost_device_stop(vhost_device *device)
@@ -3790,6 +3816,65 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
         vhosti_reset_queue(device, &device->queues[i]);
     vhosti_enter(device, VHOST_STATE_STOPPED);
     return 0;
+}
+
+/* ---- recovery: as if nothing had been ---- */
+
+/* Whether every ring can go on: known before the back-end is opened. */
+static int vhosti_check_positions(vhost_device *device)
+{
+    uint32_t i;
+    int code = 0;
+    for (i = 0; i < device->queue_count && code == 0; i++)
+        if (device->ran && device->queues[i].ready)
+            code = vhosti_check_queue(device, i);
+    return code;
+}
+
+/* What the guest, or the map, was promised before must hold. */
+static int vhosti_check_less(vhost_device *device, const vhost_facts *before)
+{
+    const vhost_facts *now = &device->facts;
+    vhost_features lost = vhosti_impossible(device, &device->acked);
+    int i;
+    for (i = 0; i < 2; i++)
+        lost.word[i] |= device->acked.word[i] & before->offered.word[i] & ~now->offered.word[i];
+    if ((lost.word[0] | lost.word[1]) != 0)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_BACKEND_LESS, VHOST_OP_OPEN, -1,
+                           "without features 0x%016llx%016llx", (vhosti_ull)lost.word[1],
+                           (vhosti_ull)lost.word[0]);
+    if (now->max_regions != 0 &&
+        (before->max_regions == 0 || now->max_regions < before->max_regions))
+        return VHOSTI_FAIL(device, -ENOSPC, VHOST_WHY_BACKEND_LESS, VHOST_OP_OPEN, -1,
+                           "%lu slots, %lu before (0: no limit)", (unsigned long)now->max_regions,
+                           (unsigned long)before->max_regions);
+    if (now->profile == before->profile && now->log_kind == before->log_kind)
+        return 0;
+    return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_BACKEND_LESS, VHOST_OP_OPEN, -1,
+                       "table of kind %d, log of kind %d", (int)now->profile, (int)now->log_kind);
+}
+
+VHOST_DEF int vhost_device_recover(vhost_device *device)
+{
+    vhost_facts before = device->facts;
+    int code;
+    if (device->state != VHOST_STATE_BROKEN)
+        return vhosti_wrong_state(device, "recover");
+    code = vhosti_check_positions(device);
+    if (code == 0)
+        code = vhosti_reopen(device);
+    if (code == 0)
+        code = vhosti_check_less(device, &before);
+    if (code == 0 && device->ran)
+        code = vhosti_run(device);
+    if (code == 0) {
+        vhosti_enter(device, device->ran ? VHOST_STATE_RUNNING : VHOST_STATE_STOPPED);
+        return 0;
+    }
+    vhosti_close(device);
+    device->facts = before;
+    vhosti_drop_unused_tables(device->vm);
+    return code;
 }
 
 /* ---- config space (X1) ---- */

@@ -929,6 +929,22 @@ TEST a_miss_in_the_fence_of_a_start_is_answered(fixture *f)
     return check(f);
 }
 
+TEST a_miss_in_the_fence_of_a_recovery_is_answered(fixture *f)
+{
+    vhost_features_set(&f->accepted, VHOST_FEATURE_IN_ORDER);
+    ASSERT_OK(running(f));
+    map_iova(BUFFER, PAGE, 70 * PAGE, RO);
+    fixture_break(f, 0);
+    mock_revive(&f->mock[0]);
+    ask(&f->mock[0], f);
+    ASSERT_INT(-EIO, answered); /* still broken */
+    f->mock[0].in_fence = ask;
+    ASSERT_OK(vhost_device_recover(&f->device[0]));
+    ASSERT_OK(answered);
+    ASSERT(mock_reaches(&f->mock[0], BUFFER, PAGE, RO));
+    return check(f);
+}
+
 TEST a_miss_in_the_fence_of_a_stop_is_answered(fixture *f)
 {
     ASSERT_OK(running(f));
@@ -1844,6 +1860,7 @@ static enum greatest_test_res run_behind(fixture *f)
 static void run_fences(void)
 {
     RUN_QUEUED(a_miss_in_the_fence_of_a_start_is_answered);
+    RUN_QUEUED(a_miss_in_the_fence_of_a_recovery_is_answered);
     RUN_QUEUED(a_miss_in_the_fence_of_a_stop_is_answered);
     RUN_QUEUED(a_miss_in_the_fence_of_a_commit_leads_to_the_new_memory);
     RUN_QUEUED(a_miss_of_a_device_that_a_commit_cuts_off_leads_to_no_new_memory);
