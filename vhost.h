@@ -127,6 +127,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       vhost_device_start         STOPPED            RUNNING              STOPPED, or BROKEN (note 1)
       vhost_device_stop          any                STOPPED (note 2)     BROKEN
       vhost_device_reset         STOPPED, BROKEN    STOPPED              BROKEN
+      vhost_device_recover       BROKEN             RUNNING, STOPPED     BROKEN
       vhost_queue_start, _stop   RUNNING            RUNNING              RUNNING, or BROKEN (note 1)
       vhost_queue_mask, _unmask  all but CLOSED     same                 same
       vhost_device_process       any                same                 same, or BROKEN
@@ -147,7 +148,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
          nobody can revoke that.)
 
    A VMM answers BROKEN by setting NEEDS_RESET in the virtio status; when the driver then resets the
-   device, vhost_device_reset opens the back-end again, where it can be opened again.
+   device, vhost_device_reset opens the back-end again, where it can be opened again. Or it hides
+   the break from the driver: vhost_device_recover opens the back-end and goes on where the device
+   was, if all positions are known.
 
    Wiring it to the virtio status byte and registers:
 
@@ -274,7 +277,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 12. THREADS
 
    Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
-   vhost_device_init/cleanup/ack/start/stop/reset need the VM to themselves: no other call on the
+   vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call on the
    VM or any of its devices at the same time. vhost_queue_*, vhost_device_process, _get_config,
    _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one thread per
    device. vhost_memory_find and vhost_device_offer may run beside those. A readers-writer lock of
@@ -387,6 +390,7 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_BACKEND_INCOMPLETE, "the back-end lacks an operation that is required")            \
     X(VHOST_WHY_BACKEND_REFUSED, "the back-end refused")                                           \
     X(VHOST_WHY_BACKEND_LOST, "the back-end is gone")                                              \
+    X(VHOST_WHY_BACKEND_LESS, "the back-end has less than before")                                 \
     X(VHOST_WHY_DEVICE_BROKEN, "the device is broken")                                             \
     X(VHOST_WHY_FEATURE_NOT_OFFERED, "a feature was accepted that the back-end does not have")     \
     X(VHOST_WHY_QUEUE_NOT_READY, "the queue is not ready")                                         \
@@ -745,8 +749,8 @@ typedef struct vhost_fence {
 /* A back-end. NULL member = not supported; (R) = required.
    A submitted operation returns >= 0 (done, or queued), or a negative errno: refused, nothing of it
    happened; what was submitted before still needs its fence. Operations are done in the order in
-   which they were submitted. Arguments are valid during the call only; results (a base, config
-   bytes) are in place when the fence returns. After sever comes nothing but close, and maybe open.
+   which they were submitted. Arguments are valid during the call only, but fds until the fence;
+   results (a base, config bytes) are in place when the fence returns. After sever comes nothing but close, and maybe open.
    Queues count from 0 over the whole device.
    open takes ownership and fills in the facts, which are zero before; if it fails, close is not
    called. A table may be empty. UNMAP of 0 and UINT64_MAX bytes means everything; the pages of
@@ -917,7 +921,10 @@ struct vhost_device {
     bool told_running;          /* set_running(on), */
     bool told_config_call;      /* or a set_config_call was accepted: to be undone */
     bool behind_viommu;         /* since start: addresses of rings are IOVAs */
+    bool fencing;               /* in ops->fence, */
+    bool answered;              /* and a miss was answered there: it came after all the rest */
     int broken_by;              /* the error code that made it BROKEN */
+    bool ran;                   /* it was RUNNING then */
     bool doomed;                /* in a commit: to be cut off */
     vhost_device *next;
 };
@@ -1020,6 +1027,15 @@ VHOST_API int vhost_device_stop(vhost_device *device);
    a BROKEN device's back-end again. */
 VHOST_API int vhost_device_reset(vhost_device *device);
 
+/* Opens the back-end of a BROKEN device again and puts everything back as it was: features
+   acknowledged, and if the device was RUNNING when it broke, the queues that are ready are started
+   at their positions. The VMM may correct positions first; a position that is only GUESSED is
+   refused (-EINVAL). -EINVAL: the back-end now lacks features that were accepted, or its kind of
+   table or log is another; -ENOSPC: memory slots (fewer than before, although enough: also
+   refused); or what open or start said. On failure BROKEN, on_broken is not called again, and it
+   may be tried again. */
+VHOST_API int vhost_device_recover(vhost_device *device);
+
 /* Reads or writes `size` bytes of the device's config space. -ENOTSUP: the back-end has none, the
    config space is the VMM's; -EINVAL: size is 0, or offset + size wraps. Stopped or running. */
 VHOST_API int vhost_device_get_config(vhost_device *device, uint32_t offset, void *bytes,
@@ -1083,9 +1099,11 @@ VHOST_API const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_
 
 /* ---- vIOMMU (I) ---- */
 
-/* For back-ends, from `process`: the back-end of this device sent a message. A miss is answered by
-   iotlb_send before this returns. -EFAULT: no translation, not answered; -ENOTSUP, -EINVAL: not a
-   miss; -EBUSY: the device does not run. None of them breaks the device. */
+/* For back-ends, from `process`, or from `fence`, also while the device starts or stops: the
+   back-end of this device sent a message. A miss is answered by iotlb_send before this returns; in
+   a fence, that fence waits for it as well. -EFAULT: no translation, not answered; -ENOTSUP,
+   -EINVAL: not a miss; -EBUSY, -EIO: the device does not run; or what iotlb_send said. None of them
+   breaks the device. */
 VHOST_API int vhost_iotlb_message(vhost_device *device, const vhost_iotlb *message);
 
 /* For the VMM: the vIOMMU unmapped [iova, iova + size). On return the back-end has let go of it; if
@@ -2311,7 +2329,13 @@ static int vhosti_fence(vhost_device *device)
     vhost_fence result = {0, VHOST_OP_NONE, -1, false};
     if (device->batch.pending && device->ops->fence != NULL) {
         vhost_trace trace = vhosti_make_trace(VHOST_TRACE_FENCE, device);
+        vhost_error last = device->last_error; /* why it breaks, maybe: no miss may hide that */
+        device->fencing = true;
+        device->answered = false;
         device->ops->fence(device->backend, &result);
+        device->fencing = false;
+        device->last_error = last;
+        result.later_done |= device->answered && result.op == VHOST_OP_IOTLB_SEND;
         trace.op = result.op;
         trace.queue = result.queue;
         trace.result = result.error;
@@ -2332,6 +2356,8 @@ static vhost_why vhosti_why_of(int error)
     case -ECONNRESET:
     case -EPIPE:
     case -ENODEV:
+    case -ETIMEDOUT: /* after these two, nobody knows what an answer would belong to */
+    case -EPROTO:
         return VHOST_WHY_BACKEND_LOST;
     default:
         return VHOST_WHY_BACKEND_REFUSED;
@@ -3129,7 +3155,7 @@ static void vhosti_end_viommu(vhost_device *device)
 
 static int vhosti_check_message(vhost_device *device, const vhost_iotlb *message)
 {
-    if (device->state != VHOST_STATE_RUNNING)
+    if (device->state != VHOST_STATE_RUNNING && !device->behind_viommu)
         return vhosti_wrong_state(device, "IOTLB message");
     if (device->behind_viommu && message->type == VHOST_TLB_MISS)
         return 0;
@@ -3138,17 +3164,33 @@ static int vhosti_check_message(vhost_device *device, const vhost_iotlb *message
                        (int)message->type, (vhosti_ull)message->iova);
 }
 
+/* Sends one entry. In a fence it joins what that fence waits for: a failure is found there. */
+static int vhosti_send_entry(vhost_device *device, const vhost_iotlb *entry)
+{
+    vhosti_batch outer = device->batch;
+    int code = 0;
+    vhosti_begin(device);
+    vhosti_submit_entry(device, entry);
+    if ((device->fencing ? device->batch.error : vhosti_fence(device)) < 0)
+        code = vhosti_report_batch(device);
+    device->answered = true;
+    device->batch = outer;
+    return code;
+}
+
 static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
 {
     bool write = message->permit != VHOST_PERMIT_READ;
     vhost_iotlb entry;
     vhost_why why = vhosti_translate(device, message->iova, write, &entry);
+    if (why == VHOST_WHY_NONE && device->doomed && /* the new table is not sent to it */
+        vhosti_check_region(&device->table->table, entry.gpa, entry.size, entry.host) !=
+            VHOST_WHY_NONE)
+        why = VHOST_WHY_IOTLB_UNMAPPED;
     if (why != VHOST_WHY_NONE)
         return VHOSTI_FAIL(device, -EFAULT, why, VHOST_OP_NONE, -1, "0x%llx, to %s it",
                            (vhosti_ull)message->iova, write ? "write" : "read");
-    vhosti_begin(device);
-    vhosti_submit_entry(device, &entry);
-    return vhosti_fence(device) < 0 ? vhosti_report_batch(device) : 0;
+    return vhosti_send_entry(device, &entry);
 }
 
 VHOST_DEF int vhost_iotlb_message(vhost_device *device, const vhost_iotlb *message)
@@ -3538,13 +3580,17 @@ static void vhosti_submit_stop(vhost_device *device)
 }
 
 /* The end of every device that cannot be trusted to have stopped. Devices may break side by side,
-   so what they share is let go of later, when the VM is at rest: at reset or cleanup. */
+   so what they share is let go of later, when the VM is at rest: at reset or cleanup. A device that
+   was BROKEN before did not recover: that is no news. */
 static void vhosti_sever(vhost_device *device, int code)
 {
     device->ops->sever(device->backend);
     VHOSTI_TRY(device, VHOST_OP_SEVER, -1, 0, 0);
     vhosti_take_rings_back(device);
+    if (device->state == VHOST_STATE_BROKEN)
+        return;
     device->broken_by = code;
+    device->ran = device->state == VHOST_STATE_RUNNING;
     vhosti_enter(device, VHOST_STATE_BROKEN);
     if (device->options.on_broken != NULL)
         device->options.on_broken(device, device->options.user);
@@ -3615,13 +3661,11 @@ static int vhosti_undo_start(vhost_device *device)
     return code;
 }
 
-VHOST_DEF int vhost_device_start(vhost_device *device)
+/* Makes the back-end run, or undoes it; the state is the caller's. */
+static int vhosti_run(vhost_device *device)
 {
-    struct vhosti_table *table;
+    struct vhosti_table *table = device->vm->tables[device->facts.profile];
     int code;
-    if (device->state != VHOST_STATE_STOPPED)
-        return vhosti_wrong_state(device, "start");
-    table = device->vm->tables[device->facts.profile];
     if (!vhosti_reserve_difference(device->vm, device->table, table))
         return VHOSTI_FAIL(device, -ENOMEM, VHOST_WHY_MEMORY, VHOST_OP_NONE, -1, "memory table");
     code = vhosti_begin_viommu(device);
@@ -3638,8 +3682,18 @@ VHOST_DEF int vhost_device_start(vhost_device *device)
         return vhosti_undo_start(device);
     vhosti_hold_table(device, table);
     vhosti_hold_log(device, device->vm->logs[device->facts.log_kind]);
-    vhosti_enter(device, VHOST_STATE_RUNNING);
     return 0;
+}
+
+VHOST_DEF int vhost_device_start(vhost_device *device)
+{
+    int code;
+    if (device->state != VHOST_STATE_STOPPED)
+        return vhosti_wrong_state(device, "start");
+    code = vhosti_run(device);
+    if (code == 0)
+        vhosti_enter(device, VHOST_STATE_RUNNING);
+    return code;
 }
 
 VHOST_DEF int vhost_device_stop(vhost_device *device)
@@ -3774,6 +3828,65 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
         vhosti_reset_queue(device, &device->queues[i]);
     vhosti_enter(device, VHOST_STATE_STOPPED);
     return 0;
+}
+
+/* ---- recovery: as if nothing had been ---- */
+
+/* Whether every ring can go on: known before the back-end is opened. */
+static int vhosti_check_positions(vhost_device *device)
+{
+    uint32_t i;
+    int code = 0;
+    for (i = 0; i < device->queue_count && code == 0; i++)
+        if (device->ran && device->queues[i].ready)
+            code = vhosti_check_queue(device, i);
+    return code;
+}
+
+/* What the guest, or the map, was promised before must hold. */
+static int vhosti_check_less(vhost_device *device, const vhost_facts *before)
+{
+    const vhost_facts *now = &device->facts;
+    vhost_features lost = vhosti_impossible(device, &device->acked);
+    int i;
+    for (i = 0; i < 2; i++)
+        lost.word[i] |= device->acked.word[i] & before->offered.word[i] & ~now->offered.word[i];
+    if ((lost.word[0] | lost.word[1]) != 0)
+        return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_BACKEND_LESS, VHOST_OP_OPEN, -1,
+                           "without features 0x%016llx%016llx", (vhosti_ull)lost.word[1],
+                           (vhosti_ull)lost.word[0]);
+    if (now->max_regions != 0 &&
+        (before->max_regions == 0 || now->max_regions < before->max_regions))
+        return VHOSTI_FAIL(device, -ENOSPC, VHOST_WHY_BACKEND_LESS, VHOST_OP_OPEN, -1,
+                           "%lu slots, %lu before (0: no limit)", (unsigned long)now->max_regions,
+                           (unsigned long)before->max_regions);
+    if (now->profile == before->profile && now->log_kind == before->log_kind)
+        return 0;
+    return VHOSTI_FAIL(device, -EINVAL, VHOST_WHY_BACKEND_LESS, VHOST_OP_OPEN, -1,
+                       "table of kind %d, log of kind %d", (int)now->profile, (int)now->log_kind);
+}
+
+VHOST_DEF int vhost_device_recover(vhost_device *device)
+{
+    vhost_facts before = device->facts;
+    int code;
+    if (device->state != VHOST_STATE_BROKEN)
+        return vhosti_wrong_state(device, "recover");
+    code = vhosti_check_positions(device);
+    if (code == 0)
+        code = vhosti_reopen(device);
+    if (code == 0)
+        code = vhosti_check_less(device, &before);
+    if (code == 0 && device->ran)
+        code = vhosti_run(device);
+    if (code == 0) {
+        vhosti_enter(device, device->ran ? VHOST_STATE_RUNNING : VHOST_STATE_STOPPED);
+        return 0;
+    }
+    vhosti_close(device);
+    device->facts = before;
+    vhosti_drop_unused_tables(device->vm);
+    return code;
 }
 
 /* ---- config space (X1) ---- */
@@ -3927,7 +4040,7 @@ VHOST_DEF int vhost_vm_cleanup(vhost_vm *vm)
 
 /* ---- before any back-end is told: whatever may fail ---- */
 
-typedef struct vhosti_commit { /* what will be in force; NULL: not in use */
+typedef struct vhosti_commit { /* what will be in force, tables: or was; NULL: not in use */
     struct vhosti_table *tables[VHOST_PROFILE_COUNT];
     struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT];
 } vhosti_commit;
@@ -4052,7 +4165,7 @@ static int vhosti_check_rings_stay(vhost_device *device, const vhost_table *tabl
    (C6). */
 static void vhosti_submit_change(vhost_device *device, const vhosti_commit *commit)
 {
-    struct vhosti_table *table = commit->tables[device->facts.profile];
+    struct vhosti_table *table = device->vm->tables[device->facts.profile];
     struct vhosti_log *log = commit->logs[device->facts.log_kind];
     if (log != device->vm->logs[device->facts.log_kind])
         vhosti_submit_log(device, log);
@@ -4062,7 +4175,7 @@ static void vhosti_submit_change(vhost_device *device, const vhosti_commit *comm
 
 static void vhosti_submit_commit(vhost_device *device, const vhosti_commit *commit)
 {
-    const struct vhosti_table *table = commit->tables[device->facts.profile];
+    const struct vhosti_table *table = device->vm->tables[device->facts.profile];
     vhosti_begin(device);
     device->doomed = vhosti_check_rings_stay(device, &table->table) < 0;
     if (device->doomed)
@@ -4079,7 +4192,7 @@ static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *comm
     } else if (code < 0) {
         (void)vhosti_break(device, vhosti_report_batch(device));
     } else {
-        vhosti_hold_table(device, commit->tables[device->facts.profile]);
+        vhosti_hold_table(device, device->vm->tables[device->facts.profile]);
         vhosti_hold_log(device, commit->logs[device->facts.log_kind]);
     }
     device->doomed = false;
@@ -4106,13 +4219,24 @@ static void vhosti_replace_log(vhost_vm *vm, int kind, struct vhosti_log *log)
     vm->logs[kind] = log;
 }
 
-static void vhosti_enforce_commit(vhost_vm *vm, vhosti_commit *commit)
+/* Before anybody is told, so that a miss in a fence finds what is to come. */
+static void vhosti_enforce_map(vhost_vm *vm, vhosti_commit *commit)
 {
     int i;
+    vm->current = !vm->current;
     for (i = 0; i < VHOST_PROFILE_COUNT; i++) {
-        vhosti_drop_table(vm, &vm->tables[i]);
+        struct vhosti_table *old = vm->tables[i];
         vm->tables[i] = commit->tables[i];
+        commit->tables[i] = old;
     }
+}
+
+/* When all were told. */
+static void vhosti_finish_map(vhost_vm *vm, vhosti_commit *commit)
+{
+    int i;
+    for (i = 0; i < VHOST_PROFILE_COUNT; i++)
+        vhosti_drop_table(vm, &commit->tables[i]);
     for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++)
         vhosti_replace_log(vm, i, commit->logs[i]);
 }
@@ -4177,9 +4301,9 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
         code = vhosti_prepare_commit(vm, &commit);
         if (code < 0)
             return code;
-        vm->current = !vm->current;
+        vhosti_enforce_map(vm, &commit);
         vhosti_tell_devices(vm, &commit);
-        vhosti_enforce_commit(vm, &commit);
+        vhosti_finish_map(vm, &commit);
         for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
             vhosti_shrink_log(vm, kind);
     }

@@ -783,6 +783,9 @@ static void mock_fence(void *backend, vhost_fence *result)
         complain(mock, "fence of a back-end that is severed or not open");
     }
     mock->fences++;
+    if (mock->in_fence) {
+        mock->in_fence(mock, mock->user);
+    }
     result->error = 0;
     result->op = VHOST_OP_NONE;
     result->queue = -1;

@@ -84,6 +84,7 @@ typedef struct mock_backend {
     void (*signal)(int fd, void *user); /* what a call or an error does */
     /* Called before (begins) and after an operation takes effect, or the cut. */
     void (*around)(struct mock_backend *mock, bool begins, void *user);
+    void (*in_fence)(struct mock_backend *mock, void *user); /* before anything is done there */
     void *user;
     unsigned char config[MOCK_CONFIG_SIZE];
 

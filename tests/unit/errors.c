@@ -225,6 +225,16 @@ static const vhost_error *ring_unmapped(fixture *f)
     return start_with(f, 256, FIXTURE_REMOTE, VHOST_POSITION_INITIAL);
 }
 
+static const vhost_error *less(fixture *f)
+{
+    (void)fixture_stopped_device(f);
+    fixture_break(f, 0);
+    mock_revive(&f->mock[0]);
+    f->mock[0].facts.max_regions = 3;
+    (void)vhost_device_recover(&f->device[0]);
+    return &f->device[0].last_error;
+}
+
 static const vhost_error *guessed(fixture *f)
 {
     return start_with(f, 256, 10 * PAGE, VHOST_POSITION_GUESSED);
@@ -298,6 +308,7 @@ static const reason reasons[] = {{VHOST_WHY_ARGUMENT, no_such_queue},
                                  {VHOST_WHY_BACKEND_INCOMPLETE, incomplete},
                                  {VHOST_WHY_BACKEND_REFUSED, refusing},
                                  {VHOST_WHY_BACKEND_LOST, dying},
+                                 {VHOST_WHY_BACKEND_LESS, less},
                                  {VHOST_WHY_DEVICE_BROKEN, broken},
                                  {VHOST_WHY_FEATURE_NOT_OFFERED, not_offered},
                                  {VHOST_WHY_QUEUE_NOT_READY, not_ready},

@@ -107,6 +107,15 @@ static int broken(fixture *f)
     return result;
 }
 
+static int broken_eager(fixture *f)
+{
+    f->mock[0].ops.enable_ring = NULL;
+    f->mock[0].ops.set_running = NULL;
+    int result = broken(f);
+    f->mock[0].eager = 3;
+    return result;
+}
+
 static int started_before(fixture *f)
 {
     int result = running(f);
@@ -140,6 +149,11 @@ static int act_stop(fixture *f)
 static int act_reset(fixture *f)
 {
     return vhost_device_reset(&f->device[0]);
+}
+
+static int act_recover(fixture *f)
+{
+    return vhost_device_recover(&f->device[0]);
 }
 
 static int act_queue_start(fixture *f)
@@ -196,6 +210,8 @@ static const operation operations[] = {
     {"stop by kicks", running_by_kicks, act_stop, false, false, false},
     {"reset", started_before, act_reset, false, false, true},
     {"reset of a broken device", broken, act_reset, false, true, true},
+    {"recover", broken, act_recover, false, true, true},
+    {"recover of an eager back-end", broken_eager, act_recover, false, true, true},
     {"queue_start", queue_stopped, act_queue_start, false, true, true},
     {"queue_stop", running, act_queue_stop, false, false, true},
     {"mask", running, act_mask, false, true, true},
@@ -298,6 +314,8 @@ static enum greatest_test_res as_before_or_broken(fixture *f, const operation *w
     if (state == VHOST_STATE_BROKEN && before->state != VHOST_STATE_BROKEN) {
         ASSERT_UINT(1, f->broken[0]);
         ASSERT_INT(f->device[0].last_error.code, vhost_device_stop(&f->device[0]));
+    } else {
+        ASSERT_UINT(0, f->broken[0]);
     }
     ASSERT_UINT(before->events, fixture_events_alive(f));
     return fixture_check(f);

@@ -889,6 +889,130 @@ TEST misses_of_a_device_that_does_not_run_are_refused(fixture *f)
     PASS();
 }
 
+/* ---- misses in a fence ---- */
+
+static unsigned asks;
+static int answered; /* to the last one */
+
+static void ask(mock_backend *mock, void *user)
+{
+    vhost_iotlb message;
+    (void)user;
+    memset(&message, 0, sizeof message);
+    message.type = VHOST_TLB_MISS;
+    message.iova = BUFFER;
+    message.permit = RO;
+    asks++;
+    answered = vhost_iotlb_message(mock->device, &message);
+}
+
+static void ask_once_and_refuse(mock_backend *mock, void *user)
+{
+    mock->in_fence = NULL;
+    mock_refuse(mock, VHOST_OP_IOTLB_SEND, -1, -EPERM);
+    ask(mock, user);
+    mock_revive(mock);
+}
+
+TEST a_miss_in_the_fence_of_a_start_is_answered(fixture *f)
+{
+    ASSERT_OK(stopped(f));
+    map_iova(BUFFER, PAGE, 70 * PAGE, RO);
+    unsigned before = f->mock[0].fences;
+    f->mock[0].in_fence = ask;
+    asks = 0;
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    ASSERT_UINT(1, asks);
+    ASSERT_OK(answered);
+    ASSERT_UINT(before + 1, f->mock[0].fences);
+    ASSERT(mock_reaches(&f->mock[0], BUFFER, PAGE, RO));
+    return check(f);
+}
+
+TEST a_miss_in_the_fence_of_a_recovery_is_answered(fixture *f)
+{
+    vhost_features_set(&f->accepted, VHOST_FEATURE_IN_ORDER);
+    ASSERT_OK(running(f));
+    map_iova(BUFFER, PAGE, 70 * PAGE, RO);
+    fixture_break(f, 0);
+    mock_revive(&f->mock[0]);
+    ask(&f->mock[0], f);
+    ASSERT_INT(-EIO, answered); /* still broken */
+    f->mock[0].in_fence = ask;
+    ASSERT_OK(vhost_device_recover(&f->device[0]));
+    ASSERT_OK(answered);
+    ASSERT(mock_reaches(&f->mock[0], BUFFER, PAGE, RO));
+    return check(f);
+}
+
+TEST a_miss_in_the_fence_of_a_stop_is_answered(fixture *f)
+{
+    ASSERT_OK(running(f));
+    map_iova(BUFFER, PAGE, 70 * PAGE, RO);
+    f->mock[0].in_fence = ask;
+    ASSERT_OK(vhost_device_stop(&f->device[0]));
+    ASSERT_OK(answered);
+    ASSERT(mock_reaches(&f->mock[0], BUFFER, PAGE, RO));
+    ASSERT_INT(VHOST_POSITION_CERTAIN, f->queue[0][0].position.state);
+    return check(f);
+}
+
+TEST a_miss_in_the_fence_of_a_commit_leads_to_the_new_memory(fixture *f)
+{
+    ASSERT_OK(running(f));
+    map_iova(BUFFER, PAGE, FIXTURE_REMOTE, RO);
+    f->mock[0].in_fence = ask;
+    ASSERT_OK(map_three(f));
+    ASSERT_OK(answered);
+    ASSERT(mock_reaches(&f->mock[0], BUFFER, PAGE, RO));
+    CHECK_CALL(check(f));
+    ASSERT_OK(fixture_map_default(f)); /* takes it away */
+    ASSERT_INT(-EFAULT, answered);
+    ASSERT_INT(VHOST_STATE_RUNNING, f->device[0].state);
+    return check(f);
+}
+
+TEST a_miss_of_a_device_that_a_commit_cuts_off_leads_to_no_new_memory(fixture *f)
+{
+    vhost_section sections[2];
+    sections[0] = f->low; /* without the high half of the rings */
+    sections[1] = fixture_section(f, FIXTURE_REMOTE, 4, 60);
+    ASSERT_OK(running(f));
+    map_iova(BUFFER, PAGE, FIXTURE_REMOTE, RO);
+    f->mock[0].in_fence = ask;
+    ASSERT_OK(fixture_map(f, sections, 2));
+    ASSERT_INT(-EFAULT, answered);
+    CHECK_CALL(is_broken(f, -EFAULT, VHOST_WHY_RING_UNMAPPED));
+    return check(f);
+}
+
+TEST a_miss_in_a_fence_leaves_the_batch_as_it_was(fixture *f)
+{
+    ASSERT_OK(stopped(f));
+    map_iova(BUFFER, PAGE, 70 * PAGE, RO);
+    f->mock[0].in_fence = ask;
+    mock_refuse_unless(&f->mock[0], VHOST_OP_SET_RUNNING, -1, 0, -EPERM);
+    ASSERT_FAILS(f, vhost_device_start(&f->device[0]), &f->device[0].last_error, -EPERM,
+                 VHOST_WHY_BACKEND_REFUSED);
+    ASSERT_OK(answered);
+    CHECK_CALL(fixture_names(&f->device[0].last_error, VHOST_OP_SET_RUNNING, -1));
+    return check(f);
+}
+
+/* Refused at once, it is told at once, and changes nothing; later, it is the fence that fails. */
+TEST an_answer_in_a_fence_that_fails_is_told_once(fixture *f)
+{
+    ASSERT_OK(stopped(f));
+    map_iova(BUFFER, PAGE, 70 * PAGE, RO);
+    f->mock[0].in_fence = ask_once_and_refuse;
+    bool at_once = f->mode == MOCK_QUEUED_REFUSING;
+    ASSERT_INT(at_once ? 0 : -EPERM, vhost_device_start(&f->device[0]));
+    ASSERT_INT(at_once ? -EPERM : 0, answered);
+    ASSERT_UINT(1, f->errors);
+    ASSERT_INT(VHOST_OP_IOTLB_SEND, f->last_message.what.op);
+    return check(f);
+}
+
 TEST misses_without_a_viommu_are_refused(fixture *f)
 {
     f->device_options.memory = NULL;
@@ -1719,10 +1843,10 @@ static enum greatest_test_res run_behind(fixture *f)
     PASS();
 }
 
-#define RUN_BEHIND(TEST_NAME)                                                                      \
+#define RUN_FROM(TEST_NAME, MODE)                                                                  \
     do {                                                                                           \
         test_of_now = TEST_NAME;                                                                   \
-        for (int mode = 0; mode < MOCK_MODE_COUNT; mode++) {                                       \
+        for (int mode = MODE; mode < MOCK_MODE_COUNT; mode++) {                                    \
             greatest_set_test_suffix(mock_mode_name((mock_mode)mode));                             \
             if (greatest_test_pre(#TEST_NAME) == 1) {                                              \
                 greatest_test_post(fixture_run(run_behind, (mock_mode)mode));                      \
@@ -1730,8 +1854,23 @@ static enum greatest_test_res run_behind(fixture *f)
         }                                                                                          \
     } while (0)
 
+#define RUN_BEHIND(TEST_NAME) RUN_FROM(TEST_NAME, MOCK_SYNCHRONOUS)
+#define RUN_QUEUED(TEST_NAME) RUN_FROM(TEST_NAME, MOCK_QUEUED)
+
+static void run_fences(void)
+{
+    RUN_QUEUED(a_miss_in_the_fence_of_a_start_is_answered);
+    RUN_QUEUED(a_miss_in_the_fence_of_a_recovery_is_answered);
+    RUN_QUEUED(a_miss_in_the_fence_of_a_stop_is_answered);
+    RUN_QUEUED(a_miss_in_the_fence_of_a_commit_leads_to_the_new_memory);
+    RUN_QUEUED(a_miss_of_a_device_that_a_commit_cuts_off_leads_to_no_new_memory);
+    RUN_QUEUED(a_miss_in_a_fence_leaves_the_batch_as_it_was);
+    RUN_QUEUED(an_answer_in_a_fence_that_fails_is_told_once);
+}
+
 SUITE(iotlb_suite)
 {
+    run_fences();
     RUN_BEHIND(access_platform_is_sent_if_accepted_behind_a_viommu);
     RUN_BEHIND(a_driver_that_does_not_accept_it_works_as_without_a_viommu);
     RUN_BEHIND(it_is_not_sent_where_there_is_no_viommu);

@@ -344,6 +344,49 @@ TEST default_logs_are_made_and_replaced(fixture *f)
     PASS();
 }
 
+/* The log that a back-end was told of last is there when that takes effect, and ever after. */
+static void log_is_alive(mock_backend *mock, bool begins, void *user)
+{
+    const fixture *f = (const fixture *)user;
+    bool alive = begins || mock->log.size == 0;
+    for (unsigned i = 0; i < FIXTURE_LOGS; i++) {
+        alive = alive || (f->logs[i].size == mock->log.size && f->logs[i].base == mock->log.base);
+    }
+    if (!alive && mock->complaint[0] == '\0') {
+        snprintf(mock->complaint, sizeof mock->complaint, "the log is gone before the fence");
+    }
+}
+
+TEST a_log_stays_until_the_fence(fixture *f)
+{
+    f->mock[0].around = log_is_alive;
+    ASSERT_OK(running_device(f));
+    for (int i = 0; i < 2; i++) {
+        ASSERT_OK(vhost_log_start(&f->vm));
+        ASSERT_OK(map_some(f, 3));
+        ASSERT_OK(map_some(f, 2));
+        ASSERT_OK(vhost_log_stop(&f->vm));
+        f->mock[0].log.size = 0; /* not used without LOG_ALL */
+    }
+    ASSERT_UINT(0, fixture_logs_alive(f));
+    PASS();
+}
+
+/* After these errors a connection is closed, so they are no refusals. */
+TEST a_back_end_that_says_nothing_or_nonsense_is_lost(fixture *f)
+{
+    const int codes[] = {-ETIMEDOUT, -EPROTO, -ECONNRESET, -EPIPE, -ENODEV};
+    for (unsigned i = 0; i < sizeof codes / sizeof *codes; i++) {
+        ASSERT_OK(running_device(f));
+        mock_refuse(&f->mock[0], VHOST_OP_SET_LOG, -1, codes[i]);
+        ASSERT_OK(vhost_log_start(&f->vm)); /* it is no obstacle */
+        ASSERT_INT(VHOST_STATE_BROKEN, f->device[0].state);
+        ASSERT_INT(VHOST_WHY_BACKEND_LOST, f->device[0].last_error.why);
+        CHECK_CALL(fixture_renew(f));
+    }
+    PASS();
+}
+
 TEST no_two_logs_have_the_same_id(fixture *f)
 {
     ASSERT_OK(running_device(f));
@@ -1517,6 +1560,8 @@ static void run_memory(void)
     RUN_BOTH(each_kind_has_a_log_of_its_own);
     RUN_PLAIN(kinds_that_no_device_has_get_no_log);
     RUN_BOTH(default_logs_are_made_and_replaced);
+    RUN_BOTH(a_log_stays_until_the_fence);
+    RUN_BOTH(a_back_end_that_says_nothing_or_nonsense_is_lost);
     RUN_BOTH(no_two_logs_have_the_same_id);
     RUN_BOTH(without_memory_for_a_log_nobody_is_told);
     RUN_PLAIN(a_vm_may_be_cleaned_up_while_it_logs);
