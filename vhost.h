@@ -277,11 +277,12 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 12. THREADS
 
    Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
-   vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call on the
-   VM or any of its devices at the same time. vhost_queue_*, vhost_device_process, _get_config,
-   _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one thread per
-   device. vhost_memory_find and vhost_device_offer may run beside those. A readers-writer lock of
-   the VMM says exactly this. Callbacks of different devices can run side by side.
+   vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call
+   on the VM or any of its devices at the same time. vhost_queue_*, vhost_device_process,
+   _get_config, _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one
+   thread per device. vhost_memory_find and vhost_device_offer may run beside those. A
+   readers-writer lock of the VMM says exactly this. Callbacks of different devices can run side by
+   side.
 
 13. ERRORS
 
@@ -750,8 +751,8 @@ typedef struct vhost_fence {
    A submitted operation returns >= 0 (done, or queued), or a negative errno: refused, nothing of it
    happened; what was submitted before still needs its fence. Operations are done in the order in
    which they were submitted. Arguments are valid during the call only, but fds until the fence;
-   results (a base, config bytes) are in place when the fence returns. After sever comes nothing but close, and maybe open.
-   Queues count from 0 over the whole device.
+   results (a base, config bytes) are in place when the fence returns. After sever comes nothing but
+   close, and maybe open. Queues count from 0 over the whole device.
    open takes ownership and fills in the facts, which are zero before; if it fails, close is not
    called. A table may be empty. UNMAP of 0 and UINT64_MAX bytes means everything; the pages of
    rings are sent again after it. poll_fds may return more than capacity.
@@ -1079,8 +1080,8 @@ VHOST_API int vhost_queue_pending(vhost_device *device, uint32_t queue);
 /* ---- the dirty log (L, Y, G) ---- */
 
 /* Makes every device log what it writes, or none: -ENOTSUP: one cannot (vhost_log_blocker);
-   -ENOMEM; or what a back-end, or the memory of the log said. A device that is found dead becomes BROKEN, and no obstacle.
-   Harmless when repeated. */
+   -ENOMEM; or what a back-end, or the memory of the log said. A device that is found dead becomes
+   BROKEN, and no obstacle. Harmless when repeated. */
 VHOST_API int vhost_log_start(vhost_vm *vm);
 
 /* Ends logging; bits not yet synced are gone. Always completes, returns the first error: a device
@@ -2834,7 +2835,7 @@ static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
     position->used_certain = true;
 }
 
-/* Whether the back-end has a record of where the ring stood. One that was misled has a wrong one. */
+/* Whether the back-end has a record of where the ring stood. That of a misled one is wrong. */
 static bool vhosti_recall_position(const vhost_device *device, vhost_queue *queue)
 {
     uint32_t index = (uint32_t)(queue - device->queues);
@@ -2971,12 +2972,14 @@ static bool vhosti_was_kicked(const vhosti_batch *batch, uint32_t i)
 }
 
 /* After a start that failed: a ring that was not kicked is where it was. One that ran although
-   something before it was refused has a position that means nothing. */
+   something before it was refused has a position that means nothing; a back-end that is gone has
+   refused nothing. */
 static void vhosti_judge_ring(vhost_device *device, uint32_t i)
 {
     vhost_queue *queue = &device->queues[i];
+    bool gone = vhosti_why_of(device->batch.error) == VHOST_WHY_BACKEND_LOST;
     queue->started = queue->started && vhosti_was_kicked(&device->batch, i);
-    queue->misled = !vhosti_was_set_up(&device->batch, i);
+    queue->misled = !gone && !vhosti_was_set_up(&device->batch, i);
 }
 
 /* After the fence, or the cut: takes the ring back. */
