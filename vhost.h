@@ -183,7 +183,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    map whole pages only: if backing.page_size is above 4 KiB, regions are rounded to it, over gpas
    where there is nothing else, and as far as the backing reaches. Where that is not possible (a PC
    has ROM in its first MiB) the exact edge goes out, and the back-end has to cope. Back-ends with
-   memory slots get each section as a region of its own, so that growth takes one slot.
+   memory slots get each section as a region of its own, so that growth takes one slot; where a
+   region changes, their rings are stopped for the moment in which it is gone.
 
    A section that overlaps the one before it is an error, unless it is the same memory at the same
    place: then both are one. After a failed add the transaction can only be aborted: a commit fails,
@@ -676,6 +677,7 @@ struct vhost_queue {
     vhost_event masked_event;
     vhost_event error_event;
     bool misled;                 /* it may have run with other parameters than it was to have */
+    bool paused;                 /* in a commit: stopped, and to go on with the new table */
     bool swapped;                /* SET_VRING_ENDIAN was sent */
     bool busy_looping;           /* a busy-loop time was sent */
     struct vhosti_piece *pieces; /* behind a vIOMMU: what the parts are made of */
@@ -926,7 +928,8 @@ struct vhost_device {
     bool answered;              /* and a miss was answered there: it came after all the rest */
     int broken_by;              /* the error code that made it BROKEN */
     bool ran;                   /* it was RUNNING then */
-    bool doomed;                /* in a commit: to be cut off */
+    bool doomed;                /* in a commit: to be cut off, */
+    bool pausing;               /* or its rings are being stopped before it has the new table */
     vhost_device *next;
 };
 
@@ -2985,6 +2988,7 @@ static void vhosti_judge_ring(vhost_device *device, uint32_t i)
 /* After the fence, or the cut: takes the ring back. */
 static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
 {
+    bool held = queue->started || queue->paused;
     bool answered = queue->base.answered && !queue->misled &&
                     vhosti_is_position(device, queue, queue->base.value);
     if (queue->started && (answered || vhosti_recall_position(device, queue)))
@@ -2994,10 +2998,10 @@ static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
     if (queue->started && queue->position.state == VHOST_POSITION_GUESSED)
         vhosti_note(device, VHOST_WHY_POSITION_GUESSED, (int)(queue - device->queues),
                     "%u in queue %ld", queue->position.avail, (long)(queue - device->queues));
-    if (queue->started && device->vm->logging)
+    if (held && device->vm->logging)
         vhosti_mark_ring(device, queue);
-    vhosti_unmap_ring(device, queue, queue->started);
-    queue->started = false;
+    vhosti_unmap_ring(device, queue, held);
+    queue->started = queue->paused = false;
 }
 
 /* ---- masks (K1) ---- */
@@ -3186,7 +3190,7 @@ static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
     bool write = message->permit != VHOST_PERMIT_READ;
     vhost_iotlb entry;
     vhost_why why = vhosti_translate(device, message->iova, write, &entry);
-    if (why == VHOST_WHY_NONE && device->doomed && /* the new table is not sent to it */
+    if (why == VHOST_WHY_NONE && (device->doomed || device->pausing) && /* it has the old table */
         vhosti_check_region(&device->table->table, entry.gpa, entry.size, entry.host) !=
             VHOST_WHY_NONE)
         why = VHOST_WHY_IOTLB_UNMAPPED;
@@ -3373,6 +3377,7 @@ static int vhosti_check_init(vhost_device *device)
 static void vhosti_adopt_queue(vhost_queue *queue)
 {
     memset(&queue->rings, 0, sizeof queue->rings);
+    queue->paused = false;
     queue->started = queue->masked = queue->swapped = queue->busy_looping = false;
     queue->base.answered = false;
     queue->pieces = NULL;
@@ -4164,6 +4169,106 @@ static int vhosti_check_rings_stay(vhost_device *device, const vhost_table *tabl
     return code;
 }
 
+/* Both lists ascend. */
+static bool vhosti_overlaps(const vhost_table_change *change)
+{
+    uint32_t i = 0, k = 0;
+    while (i < change->removed_count && k < change->added_count) {
+        const vhost_region *gone = &change->removed[i], *come = &change->added[k];
+        if (gone->gpa + (gone->size - 1) < come->gpa)
+            i++;
+        else if (come->gpa + (come->size - 1) < gone->gpa)
+            k++;
+        else
+            return true;
+    }
+    return false;
+}
+
+/* Region by region, memory that changes is gone for a moment: no ring may run then (U5). */
+static bool vhosti_must_pause(vhost_device *device)
+{
+    struct vhosti_table *table = device->vm->tables[device->facts.profile];
+    vhost_table_change change;
+    if (device->facts.profile != VHOST_PROFILE_SLOTS || device->table == table)
+        return false;
+    change = vhosti_find_change(device->vm, device->table, table);
+    return vhosti_overlaps(&change);
+}
+
+/* Stops the rings, which stay mapped. */
+static void vhosti_submit_pause(vhost_device *device)
+{
+    uint32_t i;
+    vhosti_begin(device);
+    for (i = device->queue_count; i-- > 0;)
+        if (device->queues[i].started)
+            vhosti_submit_ring_stop(device, i);
+}
+
+/* Of all rings, where they go on; a ring that does not say it cannot. */
+static int vhosti_check_pause(vhost_device *device)
+{
+    uint32_t i;
+    if (vhosti_fence(device) < 0)
+        return vhosti_report_batch(device);
+    for (i = 0; i < device->queue_count; i++) {
+        const vhost_queue *queue = &device->queues[i];
+        if (queue->started &&
+            (!queue->base.answered || !vhosti_is_position(device, queue, queue->base.value)))
+            return VHOSTI_FAIL(device, -EPROTO, VHOST_WHY_POSITION_GUESSED, VHOST_OP_GET_RING_BASE,
+                               (int)i, "queue %lu, stopped for a commit", (unsigned long)i);
+    }
+    return 0;
+}
+
+static void vhosti_finish_pause(vhost_device *device)
+{
+    int code = vhosti_check_pause(device);
+    uint32_t i;
+    if (code < 0) {
+        device->pausing = false;
+        (void)vhosti_break(device, code);
+        return;
+    }
+    for (i = 0; i < device->queue_count; i++) {
+        vhost_queue *queue = &device->queues[i];
+        if (!queue->started)
+            continue;
+        vhosti_take_answer(device, queue);
+        queue->started = false;
+        queue->paused = true;
+    }
+}
+
+/* The paused rings again, in the order of a start. */
+static void vhosti_submit_resume(vhost_device *device)
+{
+    uint32_t i;
+    for (i = 0; i < device->queue_count; i++)
+        if (device->queues[i].paused)
+            vhosti_submit_ring(device, i);
+    for (i = 0; i < device->queue_count; i++)
+        if (device->queues[i].paused)
+            vhosti_submit_kick(device, i);
+    for (i = 0; i < device->queue_count; i++)
+        if (device->queues[i].paused)
+            vhosti_submit_enable(device, i);
+}
+
+/* After the fence: a ring that goes on is paused no more; of a device that breaks, it is known
+   which rings went on. */
+static void vhosti_finish_resume(vhost_device *device, bool resumed)
+{
+    uint32_t i;
+    for (i = 0; i < device->queue_count; i++) {
+        if (device->queues[i].paused && !resumed)
+            vhosti_judge_ring(device, i);
+        if (resumed)
+            device->queues[i].paused = false;
+    }
+}
+
 /* At each instant the log covers every region that the back-end has: it grows before the table does
    (C6). */
 static void vhosti_submit_change(vhost_device *device, const vhosti_commit *commit)
@@ -4172,15 +4277,15 @@ static void vhosti_submit_change(vhost_device *device, const vhosti_commit *comm
     struct vhosti_log *log = commit->logs[device->facts.log_kind];
     if (log != device->vm->logs[device->facts.log_kind])
         vhosti_submit_log(device, log);
-    if (device->table != table && vhosti_submit_table(device, table))
+    if (device->table != table && (vhosti_submit_table(device, table) || device->pausing))
         vhosti_submit_iotlb_anew(device);
+    device->pausing = false;
+    vhosti_submit_resume(device);
 }
 
 static void vhosti_submit_commit(vhost_device *device, const vhosti_commit *commit)
 {
-    const struct vhosti_table *table = device->vm->tables[device->facts.profile];
     vhosti_begin(device);
-    device->doomed = vhosti_check_rings_stay(device, &table->table) < 0;
     if (device->doomed)
         vhosti_submit_stop(device);
     else
@@ -4190,6 +4295,7 @@ static void vhosti_submit_commit(vhost_device *device, const vhosti_commit *comm
 static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *commit)
 {
     int code = vhosti_fence(device);
+    vhosti_finish_resume(device, code == 0);
     if (device->doomed) {
         vhosti_sever(device, device->last_error.code);
     } else if (code < 0) {
@@ -4201,10 +4307,29 @@ static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *comm
     device->doomed = false;
 }
 
+/* Finds out which devices cannot go along, and stops the rings of those that can only so. */
+static void vhosti_pause_devices(vhost_vm *vm)
+{
+    vhost_device *device;
+    for (device = vm->devices; device != NULL; device = device->next) {
+        const vhost_table *table = vhost_device_table(device);
+        if (device->state != VHOST_STATE_RUNNING)
+            continue;
+        device->doomed = vhosti_check_rings_stay(device, table) < 0;
+        device->pausing = !device->doomed && vhosti_must_pause(device);
+        if (device->pausing)
+            vhosti_submit_pause(device);
+    }
+    for (device = vm->devices; device != NULL; device = device->next)
+        if (device->pausing)
+            vhosti_finish_pause(device);
+}
+
 /* Submits to all before it waits for any, so that waits do not add up. */
 static void vhosti_tell_devices(vhost_vm *vm, const vhosti_commit *commit)
 {
     vhost_device *device;
+    vhosti_pause_devices(vm);
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->state == VHOST_STATE_RUNNING)
             vhosti_submit_commit(device, commit);

@@ -986,6 +986,41 @@ TEST a_miss_of_a_device_that_a_commit_cuts_off_leads_to_no_new_memory(fixture *f
     return check(f);
 }
 
+/* Only in slots: the rings are stopped, the region changes, and they go on, reachable. */
+static int first_answer;
+
+static void ask_and_keep_the_first(mock_backend *mock, void *user)
+{
+    ask(mock, user);
+    first_answer = asks == 1 ? answered : first_answer;
+}
+
+TEST rings_behind_a_viommu_go_on_after_a_change_of_slots(fixture *f)
+{
+    vhost_section sections[3];
+    f->mock[0].facts.profile = VHOST_PROFILE_SLOTS;
+    f->ram.fd = 5;
+    ASSERT_OK(map_three(f));
+    ASSERT_OK(fixture_attach(f, 0));
+    place_rings(f);
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    map_iova(BUFFER, PAGE, FIXTURE_REMOTE + 4 * PAGE, RO); /* in what is to come */
+    mock_forget(&f->mock[0]);
+    f->mock[0].in_fence = ask_and_keep_the_first;
+    asks = 0;
+    sections[0] = f->low;
+    sections[1] = f->high;
+    sections[2] = fixture_section(f, FIXTURE_REMOTE, 5, 60);
+    ASSERT_OK(fixture_map(f, sections, 3));
+    ASSERT_INT(VHOST_STATE_RUNNING, f->device[0].state);
+    ASSERT_UINT(1, mock_count(&f->mock[0], VHOST_OP_GET_RING_BASE, 1));
+    ASSERT_UINT(2, asks);
+    ASSERT_INT(-EFAULT, first_answer); /* it had the old table */
+    ASSERT_OK(answered);
+    CHECK_CALL(rings_are_reachable(f));
+    return check(f);
+}
+
 TEST a_miss_in_a_fence_leaves_the_batch_as_it_was(fixture *f)
 {
     ASSERT_OK(stopped(f));
@@ -1864,6 +1899,7 @@ static void run_fences(void)
     RUN_QUEUED(a_miss_in_the_fence_of_a_stop_is_answered);
     RUN_QUEUED(a_miss_in_the_fence_of_a_commit_leads_to_the_new_memory);
     RUN_QUEUED(a_miss_of_a_device_that_a_commit_cuts_off_leads_to_no_new_memory);
+    RUN_QUEUED(rings_behind_a_viommu_go_on_after_a_change_of_slots);
     RUN_QUEUED(a_miss_in_a_fence_leaves_the_batch_as_it_was);
     RUN_QUEUED(an_answer_in_a_fence_that_fails_is_told_once);
 }

@@ -20,6 +20,7 @@ SUITE_EXTERN(kernel_iotlb_suite);
 SUITE_EXTERN(life_suite);
 SUITE_EXTERN(recover_suite);
 SUITE_EXTERN(by_fd_suite);
+SUITE_EXTERN(slots_suite);
 SUITE_EXTERN(no_posix_suite);
 
 GREATEST_MAIN_DEFS();
@@ -46,6 +47,7 @@ int main(int argc, char **argv)
     RUN_SUITE(life_suite);
     RUN_SUITE(recover_suite);
     RUN_SUITE(by_fd_suite);
+    RUN_SUITE(slots_suite);
     RUN_SUITE(no_posix_suite);
     GREATEST_MAIN_END();
 }
