@@ -278,11 +278,11 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 12. THREADS
 
    Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
-   vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call on the
-   VM or any of its devices at the same time. vhost_queue_*, vhost_device_process, _get_config,
-   _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one thread per
-   device. vhost_memory_find and vhost_device_offer may run beside those. A readers-writer lock of
-   the VMM says exactly this. Callbacks of different devices can run side by side.
+   vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call
+   on the VM or any of its devices at the same time. vhost_queue_*, vhost_device_process,
+   _get_config, _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one
+   thread per device. vhost_memory_find and vhost_device_offer may run beside those. A readers-
+   writer lock of the VMM says exactly this. Callbacks of different devices can run side by side.
 
 13. ERRORS
 
@@ -740,7 +740,8 @@ typedef struct vhost_fence {
    A submitted operation returns >= 0 (done, or queued), or a negative errno: refused, nothing of it
    happened; what was submitted before still needs its fence. Operations are done in the order in
    which they were submitted. Arguments are valid during the call only, but fds until the fence;
-   results (a base, config bytes) are in place when the fence returns. After sever comes nothing but close, and maybe open.
+   results (a base, config bytes) are in place when the fence returns. After sever comes nothing but
+   close, and maybe open.
    Queues count from 0 over the whole device.
    open takes ownership and fills in the facts, which are zero before; if it fails, close is not
    called. A table may be empty. UNMAP of 0 and UINT64_MAX bytes means everything; the pages of
@@ -1070,8 +1071,8 @@ VHOST_API int vhost_queue_pending(vhost_device *device, uint32_t queue);
 /* ---- the dirty log (L, Y, G) ---- */
 
 /* Makes every device log what it writes, or none: -ENOTSUP: one cannot (vhost_log_blocker);
-   -ENOMEM; or what a back-end, or the memory of the log said. A device that is found dead becomes BROKEN, and no obstacle.
-   Harmless when repeated. */
+   -ENOMEM; or what a back-end, or the memory of the log said. A device that is found dead becomes
+   BROKEN, and no obstacle. Harmless when repeated. */
 VHOST_API int vhost_log_start(vhost_vm *vm);
 
 /* Ends logging; bits not yet synced are gone. Always completes, returns the first error: a device
@@ -2825,7 +2826,7 @@ static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
     position->used_certain = true;
 }
 
-/* Whether the back-end has a record of where the ring stood. One that was misled has a wrong one. */
+/* Whether the back-end has a record of where the ring stood. That of a misled ring is wrong. */
 static bool vhosti_recall_position(const vhost_device *device, vhost_queue *queue)
 {
     uint32_t index = (uint32_t)(queue - device->queues);
@@ -3556,16 +3557,21 @@ static void vhosti_submit_start(vhost_device *device)
     vhosti_submit_running(device);
 }
 
-/* Start backwards, as far as it came; whatever fails, all is tried. */
-static void vhosti_submit_stop(vhost_device *device)
+static void vhosti_submit_ring_stops(vhost_device *device)
 {
     uint32_t i;
-    if (device->told_running)
-        VHOSTI_TRY(device, VHOST_OP_SET_RUNNING, -1, false,
-                   device->ops->set_running(device->backend, false));
     for (i = device->queue_count; i-- > 0;)
         if (device->queues[i].started)
             vhosti_submit_ring_stop(device, i);
+}
+
+/* Start backwards, as far as it came; whatever fails, all is tried. */
+static void vhosti_submit_stop(vhost_device *device)
+{
+    if (device->told_running)
+        VHOSTI_TRY(device, VHOST_OP_SET_RUNNING, -1, false,
+                   device->ops->set_running(device->backend, false));
+    vhosti_submit_ring_stops(device);
     if (device->told_config_call)
         VHOSTI_TRY(device, VHOST_OP_SET_CONFIG_CALL, -1, -1,
                    device->ops->set_config_call(device->backend, -1));
@@ -4181,16 +4187,6 @@ static bool vhosti_must_pause(vhost_device *device)
     return vhosti_overlaps(&change);
 }
 
-/* Stops the rings, which stay mapped. */
-static void vhosti_submit_pause(vhost_device *device)
-{
-    uint32_t i;
-    vhosti_begin(device);
-    for (i = device->queue_count; i-- > 0;)
-        if (device->queues[i].started)
-            vhosti_submit_ring_stop(device, i);
-}
-
 /* Of all rings, where they go on; a ring that does not say it cannot. */
 static int vhosti_check_pause(vhost_device *device)
 {
@@ -4302,8 +4298,10 @@ static void vhosti_pause_devices(vhost_vm *vm)
             continue;
         device->doomed = vhosti_check_rings_stay(device, table) < 0;
         device->pausing = !device->doomed && vhosti_must_pause(device);
-        if (device->pausing)
-            vhosti_submit_pause(device);
+        if (!device->pausing)
+            continue;
+        vhosti_begin(device);
+        vhosti_submit_ring_stops(device);
     }
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->pausing)
