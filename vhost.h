@@ -3571,16 +3571,21 @@ static void vhosti_submit_start(vhost_device *device)
     vhosti_submit_running(device);
 }
 
-/* Start backwards, as far as it came; whatever fails, all is tried. */
-static void vhosti_submit_stop(vhost_device *device)
+static void vhosti_submit_ring_stops(vhost_device *device)
 {
     uint32_t i;
-    if (device->told_running)
-        VHOSTI_TRY(device, VHOST_OP_SET_RUNNING, -1, false,
-                   device->ops->set_running(device->backend, false));
     for (i = device->queue_count; i-- > 0;)
         if (device->queues[i].started)
             vhosti_submit_ring_stop(device, i);
+}
+
+/* Start backwards, as far as it came; whatever fails, all is tried. */
+static void vhosti_submit_stop(vhost_device *device)
+{
+    if (device->told_running)
+        VHOSTI_TRY(device, VHOST_OP_SET_RUNNING, -1, false,
+                   device->ops->set_running(device->backend, false));
+    vhosti_submit_ring_stops(device);
     if (device->told_config_call)
         VHOSTI_TRY(device, VHOST_OP_SET_CONFIG_CALL, -1, -1,
                    device->ops->set_config_call(device->backend, -1));
@@ -4196,16 +4201,6 @@ static bool vhosti_must_pause(vhost_device *device)
     return vhosti_overlaps(&change);
 }
 
-/* Stops the rings, which stay mapped. */
-static void vhosti_submit_pause(vhost_device *device)
-{
-    uint32_t i;
-    vhosti_begin(device);
-    for (i = device->queue_count; i-- > 0;)
-        if (device->queues[i].started)
-            vhosti_submit_ring_stop(device, i);
-}
-
 /* Of all rings, where they go on; a ring that does not say it cannot. */
 static int vhosti_check_pause(vhost_device *device)
 {
@@ -4317,8 +4312,10 @@ static void vhosti_pause_devices(vhost_vm *vm)
             continue;
         device->doomed = vhosti_check_rings_stay(device, table) < 0;
         device->pausing = !device->doomed && vhosti_must_pause(device);
-        if (device->pausing)
-            vhosti_submit_pause(device);
+        if (!device->pausing)
+            continue;
+        vhosti_begin(device);
+        vhosti_submit_ring_stops(device);
     }
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->pausing)

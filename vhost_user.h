@@ -83,7 +83,7 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
    is BROKEN: the driver's buffers wait in the rings. A back-end that dies in the middle is just
    tried again. One that lacks something it had before is refused.
    Where the queues continue is certain with INFLIGHT, or if the driver uses buffers in order. If it
-   is not (VHOST_POSITION_GUESSED), vhost_user_process returns -EINVAL once, and stops: reset the
+   is not (VHOST_POSITION_GUESSED), vhost_user_process returns -EINVAL once, and waits: reset the
    device, or, knowing the device, set position.state to VHOST_POSITION_CERTAIN and call
    vhost_user_process again. Buffers may then be lost, or be done twice. (A good place to decide:
    on_broken.)
@@ -339,7 +339,7 @@ VHOST_API const char *vhost_user_message_name(uint32_t id);
 /* ---- connecting ---- */
 
 /* Prepares a connection; vhost_device_init makes it. options may be NULL. fd: a connected socket,
-   ours from now on. path: shorter than 108 bytes, copied. listen binds `path` at once, and gives it
+   ours on success. path: shorter than 108 bytes, copied. listen binds `path` at once, and gives it
    up in close. -EINVAL: the path is too long; or what the system said. */
 VHOST_API int vhost_user_open(vhost_user *self, int fd, const vhost_user_options *options);
 VHOST_API int vhost_user_connect(vhost_user *self, const char *path,
@@ -366,8 +366,8 @@ VHOST_API uint32_t vhost_user_poll_fds(const vhost_user *self, int *fds, uint32_
 VHOST_API int vhost_user_timeout(const vhost_user *self);
 
 /* vhost_device_process, and connecting again (manual, chapter 4). Returns 1 when the device came
-   back, 0, or the error that broke it, or why it will not be tried again. What a single try runs
-   into is in last_error, and no failure. */
+   back, 0, or, once, why it is BROKEN and will not be tried again. What a single try runs into is
+   in last_error, and no failure. */
 VHOST_API int vhost_user_process(vhost_user *self);
 
 /* ---- services ---- */
@@ -2721,33 +2721,43 @@ static int vhosti_user_set_ring_addresses(void *backend, uint32_t queue,
     return vhosti_user_submit(self, &message);
 }
 
+/* With protocol features a ring has to be enabled before its notifier is there: a back-end that
+   sees a kick before throws the buffers of a disabled ring away (specification, "Ring states"). */
 static int vhosti_user_set_ring_kick(void *backend, uint32_t queue, int fd)
 {
     vhost_user *self = (vhost_user *)backend;
-    int code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_KICK, VHOST_OP_SET_RING_KICK,
-                                           queue, fd);
-    if (code == 0) {
-        self->rings[queue].kick = fd;
-        self->rings[queue].awaits_kick = true;
-    }
-    return code;
-}
-
-/* Without bit 30 a ring is enabled when it starts. */
-static int vhosti_user_enable_ring(void *backend, uint32_t queue, bool on)
-{
-    vhost_user *self = (vhost_user *)backend;
     int code = self->dead;
-    if (vhosti_user_has_protocol(self))
-        code = vhosti_user_submit_ring(self, VHOSTI_USER_SET_VRING_ENABLE, VHOST_OP_ENABLE_RING,
-                                       queue, on);
+    if (!vhosti_user_has_protocol(self))
+        code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_KICK, VHOST_OP_SET_RING_KICK,
+                                           queue, fd);
     if (code < 0)
         return code;
-    self->rings[queue].awaits_kick &= on;
-    if (on && self->rings[queue].kick < 0 && vhosti_user_uses(self, VHOST_USER_BIT_INBAND))
+    self->rings[queue].kick = fd;
+    self->rings[queue].awaits_kick = true;
+    return 0;
+}
+
+static int vhosti_user_submit_enable(vhost_user *self, uint32_t queue)
+{
+    int fd = self->rings[queue].kick;
+    int code =
+        vhosti_user_submit_ring(self, VHOSTI_USER_SET_VRING_ENABLE, VHOST_OP_ENABLE_RING, queue, 1);
+    if (code == 0)
+        code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_KICK, VHOST_OP_ENABLE_RING,
+                                           queue, fd);
+    if (code == 0 && fd < 0 && vhosti_user_uses(self, VHOST_USER_BIT_INBAND))
         code =
             vhosti_user_submit_ring(self, VHOSTI_USER_VRING_KICK, VHOST_OP_ENABLE_RING, queue, 0);
     return code;
+}
+
+/* A ring is not disabled when it stops: until it did, it would throw buffers away. */
+static int vhosti_user_enable_ring(void *backend, uint32_t queue, bool on)
+{
+    vhost_user *self = (vhost_user *)backend;
+    self->rings[queue].awaits_kick &= on;
+    return on && vhosti_user_has_protocol(self) ? vhosti_user_submit_enable(self, queue)
+                                                : self->dead;
 }
 
 static int vhosti_user_get_ring_base(void *backend, uint32_t queue, vhost_ring_base *base)
@@ -3458,14 +3468,15 @@ static bool vhosti_user_is_broken(const vhost_user *self)
     return self->device != NULL && self->device->state == VHOST_STATE_BROKEN;
 }
 
-static bool vhosti_user_is_guessed(const vhost_user *self)
+/* A queue that cannot go on by itself, or -1. */
+static int vhosti_user_find_guess(const vhost_user *self)
 {
     uint32_t i;
     for (i = 0; i < self->device->queue_count; i++)
         if (self->device->queues[i].ready &&
             self->device->queues[i].position.state == VHOST_POSITION_GUESSED)
-            return true;
-    return false;
+            return (int)i;
+    return -1;
 }
 
 static void vhosti_user_begin_loss(vhost_user *self)
@@ -3528,6 +3539,22 @@ static bool vhosti_user_is_due(const vhost_user *self)
     return self->listens || self->passed_fd >= 0 || vhosti_user_now(self) >= self->retry_at;
 }
 
+/* Whether it waits for the VMM to say what a guessed position is worth. */
+static bool vhosti_user_awaits_word(const vhost_user *self)
+{
+    return self->guess_told && vhosti_user_find_guess(self) >= 0;
+}
+
+static int vhosti_user_tell_guess(vhost_user *self)
+{
+    int queue = vhosti_user_find_guess(self);
+    if (queue < 0 || vhosti_user_awaits_word(self))
+        return 0;
+    self->guess_told = true;
+    return VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_POSITION_GUESSED, 0, queue,
+                            "queue %d, so that it does not go on by itself", queue);
+}
+
 VHOST_USER_DEF int vhost_user_process(vhost_user *self)
 {
     int code = self->device != NULL ? vhost_device_process(self->device) : 0;
@@ -3535,15 +3562,12 @@ VHOST_USER_DEF int vhost_user_process(vhost_user *self)
         self->lost = self->guess_told = false;
         return code;
     }
-    if (!self->lost)
+    if (!self->lost) {
         vhosti_user_begin_loss(self);
-    if (self->given_up || !vhosti_user_is_due(self))
-        return code;
-    if (vhosti_user_is_guessed(self)) {
-        code = self->guess_told ? 0 : -EINVAL;
-        self->guess_told = true;
-        return code;
+        return self->given_up ? self->dead : vhosti_user_tell_guess(self);
     }
+    if (self->given_up || vhosti_user_find_guess(self) >= 0 || !vhosti_user_is_due(self))
+        return self->given_up ? 0 : vhosti_user_tell_guess(self);
     self->guess_told = false;
     return vhosti_user_try(self);
 }
@@ -3561,7 +3585,7 @@ VHOST_USER_DEF int vhost_user_timeout(const vhost_user *self)
         at = self->deadline; /* of what is still to be answered */
     } else if (!self->lost) {
         return 0;
-    } else if (self->given_up || self->guess_told) {
+    } else if (self->given_up || vhosti_user_awaits_word(self)) {
         return -1;
     }
     now = vhosti_user_now(self);
