@@ -223,6 +223,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the
    device, take the guess by setting CERTAIN. The driver's view of what was signalled
    (signalled_used, of event indexes) is void after any stop: recompute it.
+   Without used_certain, buffers between position.used and position.avail are still in flight,
+   though the back-end should have waited for them: only this back-end, or a record of requests in
+   flight, can finish them. Do not migrate, nor take its memory away, before they are used.
    Packed positions: bits 0-14 index, bit 15 wrap counter, as in virtio.
    call_fd -1 is a queue without an interrupt vector. kick_fd -1 is a back-end that polls.
    While a queue is masked its calls go to a notifier of the library: vhost_queue_pending tests it,
@@ -630,7 +633,7 @@ typedef struct vhost_position {
     vhost_position_state state; /* of `avail`, and if packed of `used` */
     uint16_t avail;             /* next available entry it takes */
     uint16_t used;              /* next used entry it writes; after a stop, as found */
-    bool used_certain;          /* after a stop: `used` is final */
+    bool used_certain;          /* after a stop: `used` is final, nothing is in flight */
 } vhost_position;
 
 /* One ring part as mapped. */
@@ -2835,7 +2838,7 @@ static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
     position->avail = (uint16_t)(queue->base.value & 0xffff);
     position->used = vhosti_is_packed(device) ? (uint16_t)(queue->base.value >> 16)
                                               : vhosti_used_index(device, queue);
-    position->used_certain = true;
+    position->used_certain = position->used == position->avail;
 }
 
 /* Whether the back-end has a record of where the ring stood. That of a misled one is wrong. */

@@ -651,7 +651,8 @@ typedef struct vhosti_user_message {
     int queue;   /* or -1 */
     vhosti_user_answer answer;
     void *result;         /* where the answer goes */
-    uint32_t result_size; /* bytes, of BYTES and ECHO */
+    uint32_t result_size; /* bytes of the answer, of BYTES and ECHO */
+    uint32_t skipped;     /* of them, at the beginning */
     uint32_t fd_count;
     int fds[VHOSTI_USER_FDS];
     uint32_t size;
@@ -666,6 +667,7 @@ typedef struct vhosti_user_request {
     vhosti_user_answer answer;
     void *result;
     uint32_t result_size;
+    uint32_t skipped;
     uint32_t offset; /* of BYTES */
     uint32_t end;    /* of its bytes in `out` */
     uint32_t fd_count;
@@ -687,6 +689,12 @@ typedef struct vhosti_user_slot { /* a region that the back-end has */
 static void vhosti_user_put(vhosti_user_message *message, const void *bytes, uint32_t size)
 {
     memcpy(message->bytes + message->size, bytes, size);
+    message->size += size;
+}
+
+static void vhosti_user_put_zeros(vhosti_user_message *message, uint32_t size)
+{
+    memset(message->bytes + message->size, 0, size);
     message->size += size;
 }
 
@@ -729,7 +737,7 @@ static void vhosti_user_compose(vhosti_user_message *message, uint32_t id, vhost
     message->queue = queue;
     message->answer = answer;
     message->result = NULL;
-    message->result_size = 0;
+    message->result_size = message->skipped = 0;
     message->fd_count = 0;
     message->size = VHOSTI_USER_HEADER;
 }
@@ -1254,6 +1262,7 @@ static vhosti_user_request vhosti_user_make_request(const vhost_user *self,
         request.answer = VHOSTI_USER_NOTHING;
     request.result = message->result;
     request.result_size = message->result_size;
+    request.skipped = message->skipped;
     request.offset = 0;
     if (request.answer == VHOSTI_USER_BYTES)
         request.offset = vhosti_user_get32(message->bytes + VHOSTI_USER_HEADER);
@@ -1390,7 +1399,8 @@ static void vhosti_user_take_bytes(vhost_user *self, const vhosti_user_request *
              vhosti_user_get32(payload + 4) != request->result_size)
         vhosti_user_absurd(self, request, vhosti_user_get32(payload));
     else
-        memcpy(request->result, payload + 12, request->result_size);
+        memcpy(request->result, payload + 12 + request->skipped,
+               request->result_size - request->skipped);
 }
 
 /* The record is the back-end's, and this process never maps it: its fd may be cut short at any
@@ -1603,7 +1613,9 @@ static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_
         VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_FDS, id, queue, "more than 8");
     else if (count == 0 || count == -ECONNRESET)
         VHOSTI_USER_POISON(self, -ECONNRESET, VHOST_WHY_USER_EOF, id, queue, "%s",
-                           input->size > 0 ? "in the middle of an answer" : "no answer");
+                           input->size > 0 ? "in the middle of a message"
+                           : asked         ? "no answer"
+                                           : "unasked");
     else if (count != -EAGAIN && count != -EWOULDBLOCK)
         VHOSTI_USER_POISON(self, (int)count, VHOST_WHY_USER_SOCKET, id, queue, "receive, errno %d",
                            (int)-count);
@@ -2585,27 +2597,38 @@ static int vhosti_user_iotlb_send(void *backend, const vhost_iotlb *entry)
 
 /* ---- config space ---- */
 
+/* Some back-ends take no heed of the offset when they are asked, and answer from 0 on: what can be
+   is asked for from 0 on, and the beginning left out. */
+static void vhosti_user_put_config(vhosti_user_message *message, bool write, uint32_t offset,
+                                   uint8_t *bytes, uint32_t size, uint32_t flags)
+{
+    bool whole = !write && offset + size <= VHOSTI_USER_CONFIG;
+    vhosti_user_put32(message, whole ? 0 : offset);
+    vhosti_user_put32(message, whole ? offset + size : size);
+    vhosti_user_put32(message, flags);
+    if (whole)
+        vhosti_user_put_zeros(message, offset);
+    vhosti_user_put(message, bytes, size);
+    message->result = bytes;
+    message->result_size = whole ? offset + size : size;
+    message->skipped = whole ? offset : 0;
+}
+
 /* In pieces that every back-end takes. */
 static int vhosti_user_move_config(vhost_user *self, bool write, uint32_t offset, uint8_t *bytes,
                                    uint32_t size, uint32_t flags)
 {
     uint32_t id = write ? VHOSTI_USER_SET_CONFIG : VHOSTI_USER_GET_CONFIG;
     vhost_op op = write ? VHOST_OP_SET_CONFIG : VHOST_OP_GET_CONFIG;
-    uint32_t done;
+    uint32_t done, most = VHOSTI_USER_CONFIG;
     if (self->dead == 0 && !vhosti_user_uses(self, VHOST_USER_BIT_CONFIG))
         return VHOSTI_USER_FAIL(self, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, id, -1, "no CONFIG");
-    for (done = 0; done < size; done += VHOSTI_USER_CONFIG) {
-        uint32_t left = size - done, most = VHOSTI_USER_CONFIG;
-        uint32_t piece = left < most ? left : most;
+    for (done = 0; done < size; done += most) {
+        uint32_t piece = size - done < most ? size - done : most;
         vhosti_user_message message;
         int code;
         vhosti_user_compose(&message, id, op, -1, write ? VHOSTI_USER_ACK : VHOSTI_USER_BYTES);
-        vhosti_user_put32(&message, offset + done);
-        vhosti_user_put32(&message, piece);
-        vhosti_user_put32(&message, flags);
-        vhosti_user_put(&message, bytes + done, piece);
-        message.result = bytes + done;
-        message.result_size = piece;
+        vhosti_user_put_config(&message, write, offset + done, bytes + done, piece, flags);
         code = vhosti_user_submit(self, &message);
         if (code < 0)
             return code;
