@@ -2917,17 +2917,17 @@ static bool vhosti_user_read_at(vhost_user *self, int fd, uint64_t offset, uint8
     return true;
 }
 
-/* Whether a packed ring's descriptor was given back to the driver: both flags are as `wrap`. */
+/* Whether a packed ring's descriptor was given back to the driver. Its used flag alone tells: the
+   driver may have made it available again since. */
 static bool vhosti_user_was_used(const vhost_user *self, uint32_t queue, uint32_t index, bool wrap)
 {
     const vhost_queue *ring = &self->device->queues[queue];
     vhost_extent extent;
-    uint8_t flags[2];
     if (vhost_memory_find(self->device->vm, ring->desc + 16 * (uint64_t)index, &extent) < 0 ||
         extent.size < 16)
         return false;
-    memcpy(flags, (const uint8_t *)extent.host + 14, sizeof flags); /* little-endian */
-    return (flags[0] >> 7 & 1) == wrap && (flags[1] >> 7 & 1) == wrap;
+    return (((const uint8_t *)extent.host)[15] >> 7 != 0) ==
+           wrap; /* bit 15 of the last two bytes */
 }
 
 /* The back-end writes old_used_idx when the driver has been given what used_idx counts. If it died
