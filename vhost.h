@@ -250,8 +250,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    A log has one bit per 4 KiB from gpa 0 to the end of the last section; it grows before the
    back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
    of every section is dropped, and counted: sync before a commit that takes away memory which may
-   come back. The devices of one kind share one log, so a process
-   that is a back-end could clear the bits of another.
+   come back. The devices of one kind share one log, so that a process that is a back-end could clear
+   the bits of another, unless one of the two has vhost_device_options.own_log. A log of its own costs
+   as much memory again, and a pass of each sync.
 
 10. BEHIND A vIOMMU
 
@@ -872,8 +873,8 @@ struct vhost_vm {
     vhost_device *devices;
     struct vhosti_table *tables[VHOST_PROFILE_COUNT]; /* NULL: profile not in use */
     bool logging;
-    struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT]; /* while logging: of the kinds in use */
-    vhost_region *difference;                        /* room for removed, then added */
+    struct vhosti_log *logs;  /* while logging: a list */
+    vhost_region *difference; /* room for removed, then added */
     uint32_t difference_capacity;
     uint64_t last_serial; /* given to a section */
     uint64_t last_log;    /* id given to a log */
@@ -892,6 +893,7 @@ typedef struct vhost_device_options { /* zero is the default of each */
     void *user;                       /* passed to every function below and in `memory` */
     const vhost_memory_ops *memory;   /* default: guest physical addresses */
     const vhost_features *its_bits;   /* default: facts.its_bits; borrowed until cleanup */
+    bool own_log; /* a dirty log of its own, so that its back-end cannot clear the bits of others */
     void (*on_broken)(vhost_device *device, void *user); /* device->last_error says why */
     void (*on_queue_error)(vhost_device *device, uint32_t queue, void *user);
     void (*on_config)(vhost_device *device, void *user);
@@ -2075,10 +2077,11 @@ VHOST_DEF uint32_t vhost_memory_free_slots(const vhost_vm *vm)
 
 /* >>log ---------------------------------------------------------------------------------------
 
-   One log per kind, shared by the devices of that kind. The VM holds it from vhost_log_start to
-   vhost_log_stop, so that the bits of a device that stops or breaks stay; a device holds the log
-   that its back-end was told of. A log is replaced when the top of memory moves: the back-ends are
-   moved to the new one, then what they left in the old one is added to it (L3, C6). */
+   One log per kind, shared by the devices of that kind, and one for each device with own_log. The VM
+   holds them from vhost_log_start to vhost_log_stop, so that the bits of a device that stops, breaks
+   or is cleaned up stay; a device holds the log that its back-end was told of. A log is replaced
+   when the top of memory moves: the back-ends are moved to its successor, then what they left in
+   the old one is added to that (L3, C6). */
 
 typedef unsigned long vhosti_word; /* what the kernel writes (native), and the CPU can exchange */
 
@@ -2089,7 +2092,10 @@ typedef unsigned long vhosti_word; /* what the kernel writes (native), and the C
 struct vhosti_log {
     uint32_t users;
     vhost_log_kind kind;
+    const void *owner; /* its device; the VM: devices share it; NULL: its device was cleaned up */
     vhost_log_memory memory;
+    struct vhosti_log *successor; /* in a commit: what will replace it, or NULL */
+    struct vhosti_log *next;
 };
 
 static int vhosti_default_log_map(vhost_log_memory *memory, bool shared, void *user)
@@ -2130,16 +2136,17 @@ static uint64_t vhosti_log_size(const vhosti_map *map)
     return (last / VHOST_PAGE / VHOSTI_WORD_PAGES + 1) * sizeof(vhosti_word);
 }
 
-static int vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, uint64_t size,
+static int vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, const void *owner, uint64_t size,
                            struct vhosti_log **made)
 {
     struct vhosti_log *log = (struct vhosti_log *)vhosti_allocate(vm, NULL, sizeof *log);
     int code = -ENOMEM;
     if (log == NULL)
         return code;
+    memset(log, 0, sizeof *log);
     log->users = 1;
     log->kind = kind;
-    log->memory.base = NULL;
+    log->owner = owner;
     log->memory.size = size;
     log->memory.fd = -1;
     log->memory.id = ++vm->last_log;
@@ -2173,11 +2180,54 @@ static void vhosti_drop_log(vhost_vm *vm, struct vhosti_log **log)
 static void vhosti_drop_logs(vhost_vm *vm)
 {
     vhost_device *device;
-    int kind;
     for (device = vm->devices; device != NULL; device = device->next)
         vhosti_drop_log(vm, &device->log);
-    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
-        vhosti_drop_log(vm, &vm->logs[kind]);
+    while (vm->logs != NULL) {
+        struct vhosti_log *log = vm->logs;
+        vm->logs = log->next;
+        vhosti_drop_log(vm, &log);
+    }
+}
+
+static const void *vhosti_log_owner(const vhost_device *device)
+{
+    return device->options.own_log ? (const void *)device : (const void *)device->vm;
+}
+
+/* What a device is to log to, in a commit already the successor; NULL: it is not to log. */
+static struct vhosti_log *vhosti_log_of(const vhost_device *device)
+{
+    struct vhosti_log *log = device->vm->logs;
+    while (log != NULL &&
+           (log->kind != device->facts.log_kind || log->owner != vhosti_log_owner(device)))
+        log = log->next;
+    return log != NULL && log->successor != NULL ? log->successor : log;
+}
+
+/* A log is made when its first device comes, or logging begins. */
+static int vhosti_need_log(const vhost_device *device)
+{
+    vhost_vm *vm = device->vm;
+    struct vhosti_log *log;
+    int code;
+    if (vhosti_log_of(device) != NULL)
+        return 0;
+    code = vhosti_make_log(vm, device->facts.log_kind, vhosti_log_owner(device),
+                           vhosti_log_size(vhosti_current(vm)), &log);
+    if (code < 0)
+        return code;
+    log->next = vm->logs;
+    vm->logs = log;
+    return 0;
+}
+
+/* Its bits stay; a device that comes later, at the same address, gets another. */
+static void vhosti_disown_logs(const vhost_device *device)
+{
+    struct vhosti_log *log;
+    for (log = device->vm->logs; log != NULL; log = log->next)
+        if (log->owner == device)
+            log->owner = NULL;
 }
 
 static vhosti_word *vhosti_log_words(const struct vhosti_log *log)
@@ -2281,14 +2331,6 @@ VHOST_DEF const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_
     }
     *why = VHOST_WHY_NONE;
     return NULL;
-}
-
-/* The log of a kind is made when its first device comes, or logging begins. */
-static int vhosti_need_log(vhost_vm *vm, vhost_log_kind kind)
-{
-    if (vm->logs[kind] != NULL)
-        return 0;
-    return vhosti_make_log(vm, kind, vhosti_log_size(vhosti_current(vm)), &vm->logs[kind]);
 }
 
 /* >>submit ------------------------------------------------------------------------------------
@@ -2953,7 +2995,7 @@ static void vhosti_submit_ring_stop(vhost_device *device, uint32_t i)
 /* What the back-end may have written to the ring is dirty, whatever it logged (V5, D33). */
 static void vhosti_mark_ring(const vhost_device *device, const vhost_queue *queue)
 {
-    const struct vhosti_log *log = device->vm->logs[device->facts.log_kind];
+    const struct vhosti_log *log = vhosti_log_of(device);
     uint32_t i;
     int part;
     for (i = 0; i < queue->piece_count; i++)
@@ -3309,7 +3351,7 @@ static int vhosti_check_facts(vhost_device *device)
 /* The last thing that may fail: a log that nobody came to use would stay. */
 static int vhosti_join_log(vhost_device *device)
 {
-    int code = device->vm->logging ? vhosti_need_log(device->vm, device->facts.log_kind) : 0;
+    int code = device->vm->logging ? vhosti_need_log(device) : 0;
     if (code == 0)
         return 0;
     return VHOSTI_FAIL(device, code, VHOST_WHY_LOG_MEMORY, VHOST_OP_NONE, -1,
@@ -3463,6 +3505,7 @@ VHOST_DEF void vhost_device_cleanup(vhost_device *device)
     vhosti_free_pieces(device);
     vhosti_unlink(device);
     vhosti_drop_table(device->vm, &device->table);
+    vhosti_disown_logs(device);
     vhosti_drop_log(device->vm, &device->log);
     vhosti_drop_unused_tables(device->vm);
     vhosti_enter(device, VHOST_STATE_CLOSED);
@@ -3556,7 +3599,7 @@ static void vhosti_submit_start(vhost_device *device)
                   device->ops->set_features(device->backend, &sent));
     (void)vhosti_submit_table(device, device->vm->tables[device->facts.profile]);
     if (device->vm->logging)
-        vhosti_submit_log(device, device->vm->logs[device->facts.log_kind]);
+        vhosti_submit_log(device, vhosti_log_of(device));
     vhosti_submit_iotlb_anew(device);
     for (i = 0; i < device->queue_count; i++)
         if (device->queues[i].ready)
@@ -3697,7 +3740,7 @@ static int vhosti_run(vhost_device *device)
     if (vhosti_fence(device) < 0)
         return vhosti_undo_start(device);
     vhosti_hold_table(device, table);
-    vhosti_hold_log(device, device->vm->logs[device->facts.log_kind]);
+    vhosti_hold_log(device, vhosti_log_of(device));
     return 0;
 }
 
@@ -4058,7 +4101,6 @@ VHOST_DEF int vhost_vm_cleanup(vhost_vm *vm)
 
 typedef struct vhosti_commit { /* what will be in force, tables: or was; NULL: not in use */
     struct vhosti_table *tables[VHOST_PROFILE_COUNT];
-    struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT];
 } vhosti_commit;
 
 static int vhosti_check_table(vhost_device *device, const struct vhosti_table *fresh)
@@ -4094,19 +4136,15 @@ static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
     return 0;
 }
 
-/* A log that is large enough for each kind in use, the old one where it is. */
-static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
+/* A successor for each log that is too small for what may be written. */
+static int vhosti_grow_logs(vhost_vm *vm)
 {
     uint64_t need = vhosti_log_size(vhosti_scratch(vm)), roomy = need + VHOSTI_LOG_SLACK;
-    int kind, code = 0;
-    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++) {
-        struct vhosti_log *old = vm->logs[kind];
-        if (old == NULL)
-            continue;
-        if (old->memory.size >= need)
-            commit->logs[kind] = vhosti_keep_log(old);
-        else
-            code = vhosti_make_log(vm, (vhost_log_kind)kind, roomy, &commit->logs[kind]);
+    struct vhosti_log *log;
+    for (log = vm->logs; log != NULL; log = log->next) {
+        int code = 0;
+        if (log->memory.size < need && log->owner != NULL)
+            code = vhosti_make_log(vm, log->kind, log->owner, roomy, &log->successor);
         if (code < 0)
             return VHOSTI_FAIL_VM(vm, code, VHOST_WHY_LOG_MEMORY, "0x%llx bytes, errno %d",
                                   (vhosti_ull)roomy, -code);
@@ -4116,11 +4154,12 @@ static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
 
 static void vhosti_drop_commit(vhost_vm *vm, vhosti_commit *commit)
 {
+    struct vhosti_log *log;
     int i;
     for (i = 0; i < VHOST_PROFILE_COUNT; i++)
         vhosti_drop_table(vm, &commit->tables[i]);
-    for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++)
-        vhosti_drop_log(vm, &commit->logs[i]);
+    for (log = vm->logs; log != NULL; log = log->next)
+        vhosti_drop_log(vm, &log->successor);
 }
 
 static int vhosti_prepare_commit(vhost_vm *vm, vhosti_commit *commit)
@@ -4131,7 +4170,7 @@ static int vhosti_prepare_commit(vhost_vm *vm, vhosti_commit *commit)
     if (code == 0)
         code = vhosti_build_tables(vm, commit);
     if (code == 0)
-        code = vhosti_build_logs(vm, commit);
+        code = vhosti_grow_logs(vm);
     for (device = vm->devices; device != NULL && code == 0; device = device->next)
         code = vhosti_check_table(device, commit->tables[device->facts.profile]);
     if (code < 0)
@@ -4269,11 +4308,11 @@ static void vhosti_finish_resume(vhost_device *device, bool resumed)
 
 /* At each instant the log covers every region that the back-end has: it grows before the table does
    (C6). */
-static void vhosti_submit_change(vhost_device *device, const vhosti_commit *commit)
+static void vhosti_submit_change(vhost_device *device)
 {
     struct vhosti_table *table = device->vm->tables[device->facts.profile];
-    struct vhosti_log *log = commit->logs[device->facts.log_kind];
-    if (log != device->vm->logs[device->facts.log_kind])
+    struct vhosti_log *log = vhosti_log_of(device);
+    if (device->log != log)
         vhosti_submit_log(device, log);
     if (device->table != table && (vhosti_submit_table(device, table) || device->pausing))
         vhosti_submit_iotlb_anew(device);
@@ -4281,16 +4320,16 @@ static void vhosti_submit_change(vhost_device *device, const vhosti_commit *comm
     vhosti_submit_resume(device);
 }
 
-static void vhosti_submit_commit(vhost_device *device, const vhosti_commit *commit)
+static void vhosti_submit_commit(vhost_device *device)
 {
     vhosti_begin(device);
     if (device->doomed)
         vhosti_submit_stop(device);
     else
-        vhosti_submit_change(device, commit);
+        vhosti_submit_change(device);
 }
 
-static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *commit)
+static void vhosti_finish_commit(vhost_device *device)
 {
     int code = vhosti_fence(device);
     vhosti_finish_resume(device, code == 0);
@@ -4300,7 +4339,7 @@ static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *comm
         (void)vhosti_break(device, vhosti_report_batch(device));
     } else {
         vhosti_hold_table(device, device->vm->tables[device->facts.profile]);
-        vhosti_hold_log(device, commit->logs[device->facts.log_kind]);
+        vhosti_hold_log(device, vhosti_log_of(device));
     }
     device->doomed = false;
 }
@@ -4326,25 +4365,31 @@ static void vhosti_pause_devices(vhost_vm *vm)
 }
 
 /* Submits to all before it waits for any, so that waits do not add up. */
-static void vhosti_tell_devices(vhost_vm *vm, const vhosti_commit *commit)
+static void vhosti_tell_devices(vhost_vm *vm)
 {
     vhost_device *device;
     vhosti_pause_devices(vm);
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->state == VHOST_STATE_RUNNING)
-            vhosti_submit_commit(device, commit);
+            vhosti_submit_commit(device);
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->state == VHOST_STATE_RUNNING)
-            vhosti_finish_commit(device, commit);
+            vhosti_finish_commit(device);
 }
 
-/* No back-end writes to the old log any more: what is left in it goes on in the new one (L3). */
-static void vhosti_replace_log(vhost_vm *vm, int kind, struct vhosti_log *log)
+/* No back-end writes to an old log any more: what is left in it goes on in the new one (L3). */
+static void vhosti_replace_logs(vhost_vm *vm)
 {
-    if (vm->logs[kind] != log)
-        vhosti_log_add(log, vm->logs[kind]);
-    vhosti_drop_log(vm, &vm->logs[kind]);
-    vm->logs[kind] = log;
+    struct vhosti_log **link;
+    for (link = &vm->logs; *link != NULL; link = &(*link)->next) {
+        struct vhosti_log *old = *link;
+        if (old->successor == NULL)
+            continue;
+        vhosti_log_add(old->successor, old);
+        old->successor->next = old->next;
+        *link = old->successor;
+        vhosti_drop_log(vm, &old);
+    }
 }
 
 /* Before anybody is told, so that a miss in a fence finds what is to come. */
@@ -4365,44 +4410,42 @@ static void vhosti_finish_map(vhost_vm *vm, vhosti_commit *commit)
     int i;
     for (i = 0; i < VHOST_PROFILE_COUNT; i++)
         vhosti_drop_table(vm, &commit->tables[i]);
-    for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++)
-        vhosti_replace_log(vm, i, commit->logs[i]);
+    vhosti_replace_logs(vm);
 }
 
-/* ---- then the log may shrink (C6) ---- */
+/* ---- then the logs may shrink (C6) ---- */
 
-/* Moves the running devices of a kind to another log. One that does not move is cut off. */
-static void vhosti_move_to_log(vhost_vm *vm, int kind, struct vhosti_log *log)
+/* Moves the running devices to the successors of their logs. One that does not move is cut off. */
+static void vhosti_move_to_logs(vhost_vm *vm)
 {
     vhost_device *device;
     for (device = vm->devices; device != NULL; device = device->next)
-        if (device->state == VHOST_STATE_RUNNING && (int)device->facts.log_kind == kind) {
+        if (device->state == VHOST_STATE_RUNNING && device->log != vhosti_log_of(device)) {
             vhosti_begin(device);
-            vhosti_submit_log(device, log);
+            vhosti_submit_log(device, vhosti_log_of(device));
         }
     for (device = vm->devices; device != NULL; device = device->next) {
-        if (device->state != VHOST_STATE_RUNNING || (int)device->facts.log_kind != kind)
+        if (device->state != VHOST_STATE_RUNNING || device->log == vhosti_log_of(device))
             continue;
         if (vhosti_fence(device) < 0)
             (void)vhosti_break(device, vhosti_report_batch(device));
         else
-            vhosti_hold_log(device, log);
+            vhosti_hold_log(device, vhosti_log_of(device));
     }
 }
 
 /* No back-end has memory beyond the top any more, so nothing is added there. What is there already
    stays until it was synced: that memory may come back. Without memory for it, nothing shrinks. */
-static void vhosti_shrink_log(vhost_vm *vm, int kind)
+static void vhosti_shrink_logs(vhost_vm *vm)
 {
     uint64_t need = vhosti_log_size(vhosti_current(vm));
-    struct vhosti_log *old = vm->logs[kind], *log;
-    if (old == NULL || old->memory.size <= need + VHOSTI_LOG_SLACK ||
-        !vhosti_log_is_clean(old, need / sizeof(vhosti_word)))
-        return;
-    if (vhosti_make_log(vm, (vhost_log_kind)kind, need, &log) < 0)
-        return;
-    vhosti_move_to_log(vm, kind, log);
-    vhosti_replace_log(vm, kind, log);
+    struct vhosti_log *log;
+    for (log = vm->logs; log != NULL; log = log->next)
+        if (log->memory.size > need + VHOSTI_LOG_SLACK &&
+            vhosti_log_is_clean(log, need / sizeof(vhosti_word)))
+            (void)vhosti_make_log(vm, log->kind, log->owner, need, &log->successor);
+    vhosti_move_to_logs(vm);
+    vhosti_replace_logs(vm);
 }
 
 static void vhosti_trace_commit(vhost_vm *vm, bool changed)
@@ -4417,7 +4460,7 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
 {
     vhosti_commit commit;
     bool changed;
-    int kind, code;
+    int code;
     if (!vm->in_transaction)
         return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "no transaction is open");
     vm->in_transaction = false;
@@ -4430,10 +4473,9 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
         if (code < 0)
             return code;
         vhosti_enforce_map(vm, &commit);
-        vhosti_tell_devices(vm, &commit);
+        vhosti_tell_devices(vm);
         vhosti_finish_map(vm, &commit);
-        for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
-            vhosti_shrink_log(vm, kind);
+        vhosti_shrink_logs(vm);
     }
     vhosti_trace_commit(vm, changed);
     return 0;
@@ -4448,7 +4490,7 @@ static int vhosti_need_logs(vhost_vm *vm)
     const vhost_device *device;
     int code = 0;
     for (device = vm->devices; device != NULL && code == 0; device = device->next)
-        code = vhosti_need_log(vm, device->facts.log_kind);
+        code = vhosti_need_log(device);
     return code;
 }
 
@@ -4457,7 +4499,7 @@ static void vhosti_submit_log_on(vhost_device *device)
 {
     vhost_features sent = vhosti_sent_features(device);
     uint32_t i;
-    vhosti_submit_log(device, device->vm->logs[device->facts.log_kind]);
+    vhosti_submit_log(device, vhosti_log_of(device));
     VHOSTI_SUBMIT(device, VHOST_OP_SET_FEATURES, -1, sent.word[0],
                   device->ops->set_features(device->backend, &sent));
     vhosti_submit_iotlb_anew(device);
@@ -4494,7 +4536,7 @@ static int vhosti_finish_log_on(vhost_device *device)
 {
     int code = vhosti_fence(device);
     if (code == 0) {
-        vhosti_hold_log(device, device->vm->logs[device->facts.log_kind]);
+        vhosti_hold_log(device, vhosti_log_of(device));
         return 0;
     }
     (void)vhosti_report_batch(device);
@@ -4691,24 +4733,24 @@ static void vhosti_sink_word(vhosti_walk *walk, uint64_t first, vhosti_word bits
         vhosti_sink_ranges(walk, first, known);
 }
 
-/* Takes the bits of a word out of the logs of all kinds. */
+/* Takes the bits of a word out of all logs. */
 static vhosti_word vhosti_take_word(const vhost_vm *vm, uint64_t index, vhosti_word mask)
 {
+    const struct vhosti_log *log;
     vhosti_word bits = 0;
-    int kind;
-    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
-        if (vm->logs[kind] != NULL && index < vhosti_log_count(vm->logs[kind]))
-            bits |= vhosti_log_take(vm->logs[kind], index, mask);
+    for (log = vm->logs; log != NULL; log = log->next)
+        if (index < vhosti_log_count(log))
+            bits |= vhosti_log_take(log, index, mask);
     return bits;
 }
 
 static uint64_t vhosti_longest_log(const vhost_vm *vm)
 {
+    const struct vhosti_log *log;
     uint64_t longest = 0;
-    int kind;
-    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
-        if (vm->logs[kind] != NULL && vhosti_log_count(vm->logs[kind]) > longest)
-            longest = vhosti_log_count(vm->logs[kind]);
+    for (log = vm->logs; log != NULL; log = log->next)
+        if (vhosti_log_count(log) > longest)
+            longest = vhosti_log_count(log);
     return longest;
 }
 

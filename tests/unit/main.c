@@ -8,6 +8,7 @@ SUITE_EXTERN(queue_suite);
 SUITE_EXTERN(commit_suite);
 SUITE_EXTERN(log_suite);
 SUITE_EXTERN(log_faults_suite);
+SUITE_EXTERN(log_own_suite);
 SUITE_EXTERN(log_pass_suite);
 SUITE_EXTERN(threads_suite);
 SUITE_EXTERN(model_suite);
@@ -35,6 +36,7 @@ int main(int argc, char **argv)
     RUN_SUITE(commit_suite);
     RUN_SUITE(log_suite);
     RUN_SUITE(log_faults_suite);
+    RUN_SUITE(log_own_suite);
     RUN_SUITE(log_pass_suite);
     RUN_SUITE(threads_suite);
     RUN_SUITE(model_suite);
