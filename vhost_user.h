@@ -1973,8 +1973,9 @@ static void vhosti_user_time_out(vhost_user *self)
                        (unsigned long)self->options.timeout_ms);
 }
 
-/* Until one of the sockets, or `other`, has something; at most until the deadline. */
-static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other)
+/* Until one of the sockets, or `other`, has something; at most until the deadline. patient: false
+   to just look. */
+static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other, bool patient)
 {
     vhost_user_poll polled[VHOSTI_USER_POLLS];
     uint64_t now = vhosti_user_now(self);
@@ -1997,7 +1998,7 @@ static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other)
     }
     if (self->blocked == VHOSTI_USER_BLOCKED_BY_FDS && left > VHOSTI_USER_FDS_PAUSE_MS)
         left = VHOSTI_USER_FDS_PAUSE_MS; /* nothing shows when the other side took some */
-    (void)self->options.calls->wait(polled, count, left, self->options.user);
+    (void)self->options.calls->wait(polled, count, patient ? left : 0, self->options.user);
     if (other != NULL)
         other->ready = polled[0].ready;
 }
@@ -2025,7 +2026,7 @@ static int vhosti_user_settle(vhost_user *self)
     goal = self->taken + (self->request_count - self->request_first);
     while (self->dead == 0 && self->taken < goal) {
         if (!vhosti_user_step(self) && self->dead == 0)
-            vhosti_user_wait(self, NULL);
+            vhosti_user_wait(self, NULL, true);
         else if (self->dead == 0 && vhosti_user_now(self) >= self->deadline)
             vhosti_user_time_out(self);
     }
@@ -3137,9 +3138,11 @@ static int vhosti_user_await_way(vhost_user *self, int fd, bool output)
     way.fd = fd;
     way.output = output;
     self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
-    while (self->dead == 0 && !way.ready)
-        if (!vhosti_user_step(self) && self->dead == 0)
-            vhosti_user_wait(self, &way);
+    while (self->dead == 0 && !way.ready) { /* though the channel may never fall silent */
+        bool moved = vhosti_user_step(self);
+        if (self->dead == 0)
+            vhosti_user_wait(self, &way, !moved);
+    }
     return self->dead;
 }
 
