@@ -1596,7 +1596,7 @@ static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_
 {
     uint32_t fds = VHOSTI_USER_FDS - input->fd_count;
     uint32_t first = self->request_first;
-    bool asked = first < self->request_count && input == &self->main;
+    bool asked = first < self->request_count;
     uint32_t id = asked ? self->requests[first].id : 0;
     int queue = asked ? self->requests[first].queue : -1;
     ptrdiff_t count =
@@ -3105,6 +3105,12 @@ static int vhosti_user_submit_check(vhost_user *self)
                                    VHOSTI_USER_VERDICT, NULL);
 }
 
+static int vhosti_user_fail_way(vhost_user *self, int code, const char *what)
+{
+    return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_SOCKET, VHOSTI_USER_SET_DEVICE_STATE_FD, -1,
+                            "%s, errno %d", what, -code);
+}
+
 /* A way for bytes to or from the back-end: *fd is our end, which does not block. A pair of sockets,
    as a pipe without a reader kills the writer. */
 static int vhosti_user_open_way(vhost_user *self, bool load, int *fd)
@@ -3112,8 +3118,7 @@ static int vhosti_user_open_way(vhost_user *self, bool load, int *fd)
     int ends[2], theirs, code = self->options.calls->socket_pair(ends, self->options.user);
     *fd = -1;
     if (code < 0)
-        return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_SOCKET, VHOSTI_USER_SET_DEVICE_STATE_FD,
-                                -1, "socket pair, errno %d", -code);
+        return vhosti_user_fail_way(self, code, "socket pair");
     code = vhosti_user_submit_state(self, load, ends[1], &theirs);
     if (code == 0)
         code = vhosti_user_settle(self);
@@ -3121,8 +3126,8 @@ static int vhosti_user_open_way(vhost_user *self, bool load, int *fd)
     if (theirs >= 0) {
         vhosti_user_close_fd(self, &ends[0]);
         ends[0] = theirs;
-        if (code == 0)
-            code = self->options.calls->unblock(theirs, self->options.user);
+        if (code == 0 && self->options.calls->unblock(theirs, self->options.user) < 0)
+            code = vhosti_user_fail_way(self, -EBADF, "the back-end's own fd");
     }
     if (code < 0)
         vhosti_user_close_fd(self, &ends[0]);
@@ -3158,6 +3163,8 @@ static int vhosti_user_take_all(vhost_user *self, int fd, vhost_user_take take, 
             return 0;
         if (code == -EAGAIN || code == -EWOULDBLOCK) {
             code = vhosti_user_await_way(self, fd, false);
+        } else if (code < 0 && code != -EINTR) {
+            code = vhosti_user_fail_way(self, code, "read");
         } else if (count > 0 && (uint64_t)count > limit - total) {
             code = VHOSTI_USER_FAIL(self, -EFBIG, VHOST_WHY_ARGUMENT, 0, -1,
                                     "more than %llu bytes of state", (unsigned long long)limit);
@@ -3185,11 +3192,11 @@ static int vhosti_user_give_piece(vhost_user *self, int fd, const uint8_t *bytes
         int code = count < 0 ? (int)count : 0;
         if (code == -EAGAIN || code == -EWOULDBLOCK)
             code = vhosti_user_await_way(self, fd, true);
-        else if (code == -EINTR)
-            code = 0;
         else if (code == 0)
             done += (size_t)count;
-        if (code < 0)
+        else if (code != -EINTR)
+            code = vhosti_user_fail_way(self, code, "write");
+        if (code < 0 && code != -EINTR)
             return code;
     }
     return 0;
