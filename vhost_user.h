@@ -296,6 +296,8 @@ struct vhost_user {
     uint64_t taken;                /* requests that are done with, ever */
     uint64_t deadline;             /* of what was submitted */
     bool submitted;                /* something, since the last fence */
+    bool settling;                 /* all that is submitted is being waited for */
+    bool hung_up;                  /* the back-end has closed its channel */
     int blocked;                   /* why nothing can be sent now */
     vhost_fence failure;           /* the first one since the last fence */
     uint8_t status;                /* virtio device status, as told */
@@ -1591,6 +1593,17 @@ static bool vhosti_user_take(vhost_user *self)
     return true;
 }
 
+static void vhosti_user_hang_up(vhost_user *self)
+{
+    uint32_t first = self->request_first;
+    bool asked = first < self->request_count;
+    VHOSTI_USER_POISON(self, -ECONNRESET, VHOST_WHY_USER_EOF, asked ? self->requests[first].id : 0,
+                       asked ? self->requests[first].queue : -1, "%s",
+                       self->main.size > 0 ? "in the middle of an answer"
+                       : asked             ? "no answer"
+                                           : "unasked");
+}
+
 /* Reads what is there into an input, at most `room` bytes. Returns whether there was something. */
 static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_t room)
 {
@@ -1609,13 +1622,15 @@ static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_
     }
     if (count == -EINTR)
         return true;
+    if ((count == 0 || count == -ECONNRESET) && input == &self->channel) {
+        vhosti_user_close_input(self, input); /* answers may still be on the main socket */
+        self->hung_up = true;
+        return true;
+    }
     if (count == -EMSGSIZE)
         VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_FDS, id, queue, "more than 8");
     else if (count == 0 || count == -ECONNRESET)
-        VHOSTI_USER_POISON(self, -ECONNRESET, VHOST_WHY_USER_EOF, id, queue, "%s",
-                           input->size > 0 ? "in the middle of a message"
-                           : asked         ? "no answer"
-                                           : "unasked");
+        vhosti_user_hang_up(self);
     else if (count != -EAGAIN && count != -EWOULDBLOCK)
         VHOSTI_USER_POISON(self, (int)count, VHOST_WHY_USER_SOCKET, id, queue, "receive, errno %d",
                            (int)-count);
@@ -1896,16 +1911,16 @@ static void vhosti_user_answer_request(vhost_user *self, uint32_t id, int code, 
                            count < 0 ? (int)-count : 0);
 }
 
-static void vhosti_user_serve_request(vhost_user *self, const vhosti_user_service *service)
+static void vhosti_user_serve_request(vhost_user *self, const vhosti_user_service *service,
+                                      const uint8_t *message, int fd)
 {
-    vhosti_user_input *input = &self->channel;
-    uint32_t id = vhosti_user_get32(input->bytes), flags = vhosti_user_get32(input->bytes + 4);
+    uint32_t id = vhosti_user_get32(message), flags = vhosti_user_get32(message + 4);
     bool asked =
         (flags & VHOSTI_USER_NEED_REPLY) != 0 && vhosti_user_uses(self, VHOST_USER_BIT_REPLY_ACK);
     bool gives = service != NULL && service->gives_fd;
-    int fd = vhosti_user_take_fd(input), given = fd, code = -ENOTSUP;
+    int given = fd, code = -ENOTSUP;
     if (service != NULL && (service->bit < 0 || vhosti_user_uses(self, service->bit)))
-        code = service->serve(self, input->bytes + VHOSTI_USER_HEADER, &given);
+        code = service->serve(self, message + VHOSTI_USER_HEADER, &given);
     if (self->dead == 0 && (asked || gives))
         vhosti_user_answer_request(self, id, gives && given < 0 && code >= 0 ? -ENOENT : code,
                                    gives && code >= 0 ? given : -1);
@@ -1930,9 +1945,11 @@ static bool vhosti_user_check_request(vhost_user *self, const vhosti_user_servic
 /* Serves one request, or reads a part of it. Returns whether there was something. */
 static bool vhosti_user_listen_to(vhost_user *self)
 {
+    uint8_t message[VHOSTI_USER_HEADER + VHOSTI_USER_REQUEST_MOST];
     vhosti_user_input *input = &self->channel;
     const vhosti_user_service *service;
     uint32_t room = VHOSTI_USER_HEADER;
+    int fd;
     if (self->dead < 0 || input->fd < 0)
         return false;
     if (input->size >= VHOSTI_USER_HEADER)
@@ -1947,8 +1964,10 @@ static bool vhosti_user_listen_to(vhost_user *self)
     room = vhosti_user_input_size(input);
     if (input->size < room)
         return true;
-    vhosti_user_serve_request(self, service);
-    vhosti_user_consume(self, input, room);
+    memcpy(message, input->bytes, room);
+    fd = vhosti_user_take_fd(input);
+    vhosti_user_consume(self, input, room); /* first: to serve it may mean to wait, and listen */
+    vhosti_user_serve_request(self, service, message, fd);
     return true;
 }
 
@@ -1960,6 +1979,8 @@ static bool vhosti_user_step(vhost_user *self)
     bool moved = vhosti_user_receive(self);
     moved |= vhosti_user_send(self);
     moved |= vhosti_user_listen_to(self);
+    if (!moved && self->dead == 0 && self->hung_up)
+        vhosti_user_hang_up(self);
     return moved;
 }
 
@@ -2022,6 +2043,7 @@ static int vhosti_user_settle(vhost_user *self)
     uint64_t goal;
     if (!self->submitted)
         self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
+    self->settling = true;
     vhosti_user_end_with_answer(self);
     goal = self->taken + (self->request_count - self->request_first);
     while (self->dead == 0 && self->taken < goal) {
@@ -2030,7 +2052,7 @@ static int vhosti_user_settle(vhost_user *self)
         else if (self->dead == 0 && vhosti_user_now(self) >= self->deadline)
             vhosti_user_time_out(self);
     }
-    self->submitted = false;
+    self->submitted = self->settling = false;
     if (self->dead < 0 && self->failure.error == 0) {
         uint32_t first = self->request_first;
         bool asked = first < self->request_count;
@@ -2061,6 +2083,8 @@ static void vhosti_user_kick_rings(vhost_user *self)
 static void vhosti_user_fence(void *backend, vhost_fence *result)
 {
     vhost_user *self = (vhost_user *)backend;
+    if (self->settling) /* a miss, found by a service of ours: what waits there waits for it, too */
+        return;
     if (vhosti_user_settle(self) == 0)
         vhosti_user_kick_rings(self);
     *result = self->failure;
@@ -2076,7 +2100,7 @@ static void vhosti_user_forget(vhost_user *self)
     self->queue_number = self->slots = 0;
     self->request_first = self->request_count = self->requests_sent = 0;
     self->out_size = self->out_sent = 0;
-    self->submitted = false;
+    self->submitted = self->hung_up = false;
     vhosti_user_clear_failure(self);
     self->status = 0;
     self->slot_count = 0;
@@ -3143,11 +3167,13 @@ static int vhosti_user_await_way(vhost_user *self, int fd, bool output)
     way.fd = fd;
     way.output = output;
     self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
+    self->settling = true;
     while (self->dead == 0 && !way.ready) { /* though the channel may never fall silent */
         bool moved = vhosti_user_step(self);
         if (self->dead == 0)
             vhosti_user_wait(self, &way, !moved);
     }
+    self->settling = false;
     return self->dead;
 }
 
