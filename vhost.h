@@ -223,6 +223,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the
    device, take the guess by setting CERTAIN. The driver's view of what was signalled
    (signalled_used, of event indexes) is void after any stop: recompute it.
+   Without used_certain, buffers between position.used and position.avail are still in flight,
+   though the back-end should have waited for them: only this back-end, or a record of requests in
+   flight, can finish them. Do not migrate, nor take its memory away, before they are used.
    Packed positions: bits 0-14 index, bit 15 wrap counter, as in virtio.
    call_fd -1 is a queue without an interrupt vector. kick_fd -1 is a back-end that polls.
    While a queue is masked its calls go to a notifier of the library: vhost_queue_pending tests it,
@@ -247,9 +250,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    A log has one bit per 4 KiB from gpa 0 to the end of the last section; it grows before the
    back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
    of every section is dropped, and counted: sync before a commit that takes away memory which may
-   come back. The devices of one kind share one log, so that a process that is a back-end could clear
-   the bits of another, unless one of the two has vhost_device_options.own_log. A log of its own costs
-   as much memory again, and a pass of each sync.
+   come back. The devices of one kind share one log, so that a process that is a back-end could
+   clear the bits of another, unless one of the two has vhost_device_options.own_log. A log of its
+   own costs as much memory again, and a pass of each sync.
 
 10. BEHIND A vIOMMU
 
@@ -631,7 +634,7 @@ typedef struct vhost_position {
     vhost_position_state state; /* of `avail`, and if packed of `used` */
     uint16_t avail;             /* next available entry it takes */
     uint16_t used;              /* next used entry it writes; after a stop, as found */
-    bool used_certain;          /* after a stop: `used` is final */
+    bool used_certain;          /* after a stop: `used` is final, nothing is in flight */
 } vhost_position;
 
 /* One ring part as mapped. */
@@ -2074,9 +2077,9 @@ VHOST_DEF uint32_t vhost_memory_free_slots(const vhost_vm *vm)
 
 /* >>log ---------------------------------------------------------------------------------------
 
-   One log per kind, shared by the devices of that kind, and one for each device with own_log. The VM
-   holds them from vhost_log_start to vhost_log_stop, so that the bits of a device that stops, breaks
-   or is cleaned up stay; a device holds the log that its back-end was told of. A log is replaced
+   One log per kind, shared by the devices of that kind, and one for each device with own_log. The
+   VM holds them from vhost_log_start to vhost_log_stop, so that the bits of a device that stops,
+   breaks or is cleaned up stay; a device holds the log that its back-end was told of. A log is replaced
    when the top of memory moves: the back-ends are moved to its successor, then what they left in
    the old one is added to that (L3, C6). */
 
@@ -2877,7 +2880,7 @@ static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
     position->avail = (uint16_t)(queue->base.value & 0xffff);
     position->used = vhosti_is_packed(device) ? (uint16_t)(queue->base.value >> 16)
                                               : vhosti_used_index(device, queue);
-    position->used_certain = true;
+    position->used_certain = position->used == position->avail;
 }
 
 /* Whether the back-end has a record of where the ring stood. That of a misled one is wrong. */
