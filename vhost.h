@@ -173,8 +173,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    Not every section goes to back-ends: ROM does not, nor a read-only backing (nothing may write
    them), nor a section with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must
    see every write to it).
-   Rings may stand in any section all the same, but used rings not in ROM. (Behind a vIOMMU they
-   stand in what goes to back-ends, like everything else.)
+   Rings may stand in any section all the same, but used rings not in ROM, nor above the memory that
+   goes to back-ends. (Behind a vIOMMU they stand in it, like everything else.)
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
 
@@ -247,7 +247,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       on the other side     vhost_queue.position = {CERTAIN, avail, used}, then vhost_device_start
       at the end            vhost_log_stop
 
-   A log has one bit per 4 KiB from gpa 0 to the end of the last section; it grows before the
+   A log has one bit per 4 KiB from gpa 0 to the end of what back-ends may write; it grows before the
    back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
    of every section is dropped, and counted: sync before a commit that takes away memory which may
    come back. The devices of one kind share one log, so that a process that is a back-end could
@@ -1610,6 +1610,10 @@ static int vhosti_check_section(vhost_vm *vm, const vhost_section *section)
                               backing->host);
     if (gpa + (size - 1) < gpa)
         return VHOSTI_FAIL_VM(vm, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS, "0x%llx+0x%llx", gpa, size);
+    if (backing->size - 1 > UINTPTR_MAX - (uintptr_t)backing->host)
+        return VHOSTI_FAIL_VM(vm, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS,
+                              "a backing of 0x%llx bytes at %p", (vhosti_ull)backing->size,
+                              backing->host);
     if (offset > backing->size || size > backing->size - offset)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_OUTSIDE,
                               "0x%llx+0x%llx, at 0x%llx of 0x%llx bytes", gpa, size, offset,
@@ -2031,27 +2035,45 @@ static const vhost_region *vhosti_find_region(const vhost_table *table, uint64_t
     return left == 1 && gpa >= region->gpa && gpa - region->gpa < region->size ? region : NULL;
 }
 
-/* Whether a table has [gpa, gpa + size) in one region, at `host`. */
-static vhost_why vhosti_check_region(const vhost_table *table, uint64_t gpa, uint64_t size,
-                                     const void *host)
+/* Whether a table has [gpa, gpa + size) at `host`, in however many regions. */
+static vhost_why vhosti_check_regions(const vhost_table *table, uint64_t gpa, uint64_t size,
+                                      const void *host)
 {
-    const vhost_region *region = vhosti_find_region(table, gpa);
-    uint64_t offset = region != NULL ? gpa - region->gpa : 0;
-    if (region == NULL || size > region->size - offset)
-        return VHOST_WHY_RING_UNMAPPED;
-    return (unsigned char *)region->host + offset == host ? VHOST_WHY_NONE : VHOST_WHY_RING_MOVED;
+    uint64_t done = 0;
+    while (done < size) {
+        const vhost_region *region = vhosti_find_region(table, gpa + done);
+        uint64_t offset = region != NULL ? gpa + done - region->gpa : 0;
+        if (region == NULL)
+            return VHOST_WHY_RING_UNMAPPED;
+        if ((unsigned char *)region->host + offset != (const unsigned char *)host + done)
+            return VHOST_WHY_RING_MOVED;
+        done += region->size - offset;
+    }
+    return VHOST_WHY_NONE;
 }
 
-/* A region that was merged into a larger one is removed, but not lost. */
+/* A region that was merged into a larger one, or cut in two, is removed, but not lost. */
 static bool vhosti_loses_memory(const vhost_table_change *change)
 {
     uint32_t i;
     for (i = 0; i < change->removed_count; i++) {
         const vhost_region *gone = &change->removed[i];
-        if (vhosti_check_region(change->to, gone->gpa, gone->size, gone->host) != VHOST_WHY_NONE)
+        if (vhosti_check_regions(change->to, gone->gpa, gone->size, gone->host) != VHOST_WHY_NONE)
             return true;
     }
     return false;
+}
+
+/* The last byte that back-ends may write: where their memory ends, in whole pages of its backing.
+   (What lies beyond, such as a BAR that the guest moves, must not make the log any longer.) */
+static uint64_t vhosti_last_written(const vhosti_map *map)
+{
+    uint32_t i = map->count;
+    while (i > 0 && !vhosti_is_for_backends(&map->sections[i - 1]))
+        i--;
+    return i > 0
+               ? vhosti_last(&map->sections[i - 1]) | (map->sections[i - 1].backing->page_size - 1)
+               : 0;
 }
 
 /* ---- memory slots (B3, B7) ---- */
@@ -2129,10 +2151,10 @@ static bool vhosti_can_share_logs(const vhost_vm *vm)
 #endif
 }
 
-/* Bytes of log for all sections of a map, whole words. Rings lie in sections; an IOVA is none. */
+/* Bytes of log for all that back-ends may write, whole words; an IOVA does not count. */
 static uint64_t vhosti_log_size(const vhosti_map *map)
 {
-    uint64_t last = map->count > 0 ? vhosti_last(&map->sections[map->count - 1]) : 0;
+    uint64_t last = vhosti_last_written(map);
     return (last / VHOST_PAGE / VHOSTI_WORD_PAGES + 1) * sizeof(vhosti_word);
 }
 
@@ -2624,6 +2646,8 @@ static vhost_why vhosti_look_up_part(vhost_device *device, uint64_t gpa, uint64_
         return VHOST_WHY_RING_UNMAPPED;
     if (write && !extent.writable)
         return VHOST_WHY_RING_READ_ONLY;
+    if (write && gpa > vhosti_last_written(vhosti_current(device->vm)))
+        return VHOST_WHY_RING_UNMAPPED; /* no log reaches so far */
     *host = extent.host;
     return VHOST_WHY_NONE;
 }
@@ -2642,9 +2666,12 @@ static vhost_why vhosti_check_place(vhost_device *device, const vhost_mapping *m
 static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_table *table,
                                     const vhost_mapping *mapping)
 {
+    const vhost_region *region = vhosti_find_region(table, mapping->gpa);
     if (device->facts.profile == VHOST_PROFILE_BY_HOST)
         return VHOST_WHY_NONE;
-    return vhosti_check_region(table, mapping->gpa, mapping->size, mapping->host);
+    if (region == NULL || mapping->size > region->size - (mapping->gpa - region->gpa))
+        return VHOST_WHY_RING_UNMAPPED;
+    return vhosti_check_regions(table, mapping->gpa, mapping->size, mapping->host);
 }
 
 static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
@@ -3236,7 +3263,7 @@ static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
     vhost_iotlb entry;
     vhost_why why = vhosti_translate(device, message->iova, write, &entry);
     if (why == VHOST_WHY_NONE && (device->doomed || device->pausing) && /* it has the old table */
-        vhosti_check_region(&device->table->table, entry.gpa, entry.size, entry.host) !=
+        vhosti_check_regions(&device->table->table, entry.gpa, entry.size, entry.host) !=
             VHOST_WHY_NONE)
         why = VHOST_WHY_IOTLB_UNMAPPED;
     if (why != VHOST_WHY_NONE)
@@ -3885,6 +3912,9 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
     memset(&device->acked, 0, sizeof device->acked);
     for (i = 0; i < device->queue_count; i++)
         vhosti_reset_queue(device, &device->queues[i]);
+    if (device->config_event.wait_fd >= 0)
+        (void)device->vm->options.events->test_and_clear(&device->config_event,
+                                                         device->vm->options.user);
     vhosti_enter(device, VHOST_STATE_STOPPED);
     return 0;
 }
@@ -4190,7 +4220,7 @@ static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const v
     for (i = 0; i < queue->piece_count && why == VHOST_WHY_NONE; i++) {
         const vhost_iotlb *entry = &queue->pieces[i].entry;
         part = queue->pieces[i].part;
-        why = vhosti_check_region(table, entry->gpa, entry->size, entry->host);
+        why = vhosti_check_regions(table, entry->gpa, entry->size, entry->host);
     }
     if (why != VHOST_WHY_NONE)
         return vhosti_fail_part(device, -EFAULT, why, index, part);

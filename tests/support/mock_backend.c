@@ -319,17 +319,25 @@ bool mock_reaches_ring(const mock_backend *mock, uint32_t queue)
            mock_reaches(mock, part[VHOST_USED].address, part[VHOST_USED].size, VHOST_PERMIT_WRITE);
 }
 
-static bool is_in_table(const mock_backend *mock, const vhost_iotlb *entry)
+static bool is_page_in_table(const mock_backend *mock, uint64_t gpa, const unsigned char *host)
 {
     for (uint32_t i = 0; i < mock->table_count; i++) {
         const vhost_region *region = &mock->table[i];
-        uint64_t offset = entry->gpa - region->gpa;
-        if (entry->gpa >= region->gpa && offset < region->size) {
-            return entry->size <= region->size - offset &&
-                   entry->host == (unsigned char *)region->host + offset;
+        if (gpa >= region->gpa && gpa - region->gpa < region->size) {
+            return host == (unsigned char *)region->host + (gpa - region->gpa);
         }
     }
     return false;
+}
+
+static bool is_in_table(const mock_backend *mock, const vhost_iotlb *entry)
+{
+    for (uint64_t at = 0; at < entry->size; at += VHOST_PAGE) {
+        if (!is_page_in_table(mock, entry->gpa + at, (unsigned char *)entry->host + at)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 bool mock_iotlb_is_sound(const mock_backend *mock)

@@ -227,17 +227,20 @@ TEST the_log_has_a_bit_for_every_page_up_to_the_last(fixture *f)
     PASS();
 }
 
-TEST sections_that_back_ends_do_not_get_count_too(fixture *f)
+/* Or else a guest could have a log as large as it likes, by moving a BAR. */
+TEST sections_above_all_that_back_ends_get_do_not_count(fixture *f)
 {
-    vhost_section sections[2];
+    vhost_section sections[3];
     sections[0] = f->low;
-    sections[1] = fixture_section(f, FAR, 1, 128);
+    sections[1] = fixture_section(f, UINT64_C(1) << 52, 1, 128);
     sections[1].flags = VHOST_SECTION_DIRTY_TRACKED;
+    sections[2] = fixture_section(f, UINT64_C(1) << 53, 1, 129);
+    sections[2].flags = VHOST_SECTION_ROM;
     all_can_log(f);
     ASSERT_OK(fixture_attach(f, 0));
-    ASSERT_OK(fixture_map(f, sections, 2));
+    ASSERT_OK(fixture_map(f, sections, 3));
     ASSERT_OK(vhost_log_start(&f->vm));
-    ASSERT_U64(bytes_up_to(FAR / PAGE), f->logs[0].size);
+    ASSERT_U64(bytes_up_to((f->low.size - 1) / PAGE), f->logs[0].size);
     PASS();
 }
 
@@ -1135,15 +1138,15 @@ TEST bits_outlive_reset_and_restart(fixture *f)
     PASS();
 }
 
-/* The guest puts its used ring above all that back-ends get: other logs end before it. */
 TEST used_rings_in_filtered_memory_are_logged(fixture *f)
 {
-    vhost_section sections[2];
+    vhost_section sections[3];
     sections[0] = f->low;
-    sections[1] = fixture_section(f, FAR, 64, 192);
+    sections[1] = fixture_section(f, FAR, 64, 128);
     sections[1].flags = VHOST_SECTION_DIRTY_TRACKED;
+    sections[2] = fixture_section(f, FAR + 64 * PAGE, 64, 192);
     all_can_log(f);
-    ASSERT_OK(fixture_map(f, sections, 2));
+    ASSERT_OK(fixture_map(f, sections, 3));
     ASSERT_OK(fixture_attach(f, 0));
     fixture_fill(f, 0);
     f->queue[0][1].used = FAR + 63 * PAGE;
@@ -1269,14 +1272,15 @@ TEST pages_outside_of_every_section_are_dropped_and_counted(fixture *f)
 
 TEST rom_and_tracked_memory_are_inside(fixture *f)
 {
-    vhost_section sections[3];
+    vhost_section sections[4];
     sections[0] = f->low;
     sections[1] = fixture_section(f, NEAR, 2, 128);
     sections[1].flags = VHOST_SECTION_ROM;
     sections[2] = fixture_section(f, NEAR + 2 * PAGE, 2, 140);
     sections[2].flags = VHOST_SECTION_DIRTY_TRACKED;
+    sections[3] = f->high;
     all_can_log(f);
-    ASSERT_OK(fixture_map(f, sections, 3));
+    ASSERT_OK(fixture_map(f, sections, 4));
     ASSERT_OK(attach_and_start(f, 0));
     ASSERT_OK(vhost_log_start(&f->vm));
     mock_dirty(&f->mock[0], NEAR + PAGE);
@@ -1553,7 +1557,7 @@ TEST syncs_stops_and_starts_allocate_nothing(fixture *f)
 static void run_memory(void)
 {
     RUN_PLAIN(the_log_has_a_bit_for_every_page_up_to_the_last);
-    RUN_PLAIN(sections_that_back_ends_do_not_get_count_too);
+    RUN_PLAIN(sections_above_all_that_back_ends_get_do_not_count);
     RUN_BOTH(without_memory_the_log_is_one_word);
     RUN_PLAIN(a_log_larger_than_memory_is_refused);
     RUN_BOTH(devices_of_one_kind_share_one_log);

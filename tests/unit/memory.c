@@ -254,6 +254,15 @@ TEST a_section_over_the_end_of_the_address_space_is_refused(fixture *f)
     return refused(f, &section, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS);
 }
 
+TEST a_backing_over_the_end_of_the_address_space_is_refused(fixture *f)
+{
+    vhost_backing endless;
+    vhost_section section;
+    vhost_backing_init(&endless, f->host, UINT64_MAX - PAGE + 1, -1, 0);
+    vhost_section_init(&section, PAGE, PAGE, &endless, 0);
+    return refused(f, &section, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS);
+}
+
 TEST a_section_up_to_the_end_of_the_address_space_is_fine(fixture *f)
 {
     const uint64_t last = ~UINT64_C(0) - PAGE + 1;
@@ -723,6 +732,7 @@ static void run_sections(void)
     RUN_PLAIN(an_empty_section_is_refused);
     RUN_PLAIN(an_unaligned_section_is_refused);
     RUN_PLAIN(a_section_over_the_end_of_the_address_space_is_refused);
+    RUN_PLAIN(a_backing_over_the_end_of_the_address_space_is_refused);
     RUN_PLAIN(a_section_up_to_the_end_of_the_address_space_is_fine);
     RUN_PLAIN(neighbours_merge_up_to_the_end_of_the_address_space);
     RUN_PLAIN(nothing_overlaps_or_follows_the_last_page);

@@ -299,13 +299,25 @@ TEST packed_descriptors_are_written(fixture *f)
 
 TEST rings_may_stand_in_memory_that_back_ends_do_not_get(fixture *f)
 {
-    vhost_section section = f->low;
-    section.flags = VHOST_SECTION_DIRTY_TRACKED;
+    vhost_section sections[2] = {f->low, f->high};
+    sections[0].flags = VHOST_SECTION_DIRTY_TRACKED;
     ASSERT_OK(stopped_with(f, 0));
-    ASSERT_OK(fixture_map(f, &section, 1));
+    ASSERT_OK(fixture_map(f, sections, 2));
     CHECK_CALL(start_and_stop(f));
-    ASSERT_UINT(0, f->mock[0].table_count);
+    ASSERT_UINT(1, f->mock[0].table_count);
     PASS();
+}
+
+TEST rings_that_the_device_writes_lie_where_a_log_can_reach(fixture *f)
+{
+    vhost_section sections[2] = {f->low, f->high};
+    sections[1].flags = VHOST_SECTION_DIRTY_TRACKED;
+    ASSERT_OK(stopped_with(f, 0));
+    ASSERT_OK(fixture_map(f, sections, 2));
+    f->queue[0][1].desc = FIXTURE_HIGH;
+    CHECK_CALL(start_and_stop(f));
+    f->queue[0][1].used = FIXTURE_HIGH + PAGE;
+    return start_refused(f, -EFAULT, VHOST_WHY_RING_UNMAPPED);
 }
 
 /* ---- what a ring is told ---- */
@@ -1151,6 +1163,7 @@ static void run_checks(void)
     RUN_BOTH(only_what_the_device_does_not_write_may_be_in_rom);
     RUN_BOTH(packed_descriptors_are_written);
     RUN_BOTH(rings_may_stand_in_memory_that_back_ends_do_not_get);
+    RUN_BOTH(rings_that_the_device_writes_lie_where_a_log_can_reach);
 }
 
 static void run_values(void)
