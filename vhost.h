@@ -247,8 +247,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       on the other side     vhost_queue.position = {CERTAIN, avail, used}, then vhost_device_start
       at the end            vhost_log_stop
 
-   A log has one bit per 4 KiB from gpa 0 to the end of what back-ends may write; it grows before the
-   back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
+   A log has one bit per 4 KiB from gpa 0 to the end of what back-ends may write; it grows before
+   the back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
    of every section is dropped, and counted: sync before a commit that takes away memory which may
    come back. The devices of one kind share one log, so that a process that is a back-end could
    clear the bits of another, unless one of the two has vhost_device_options.own_log. A log of its
@@ -2101,9 +2101,9 @@ VHOST_DEF uint32_t vhost_memory_free_slots(const vhost_vm *vm)
 
    One log per kind, shared by the devices of that kind, and one for each device with own_log. The
    VM holds them from vhost_log_start to vhost_log_stop, so that the bits of a device that stops,
-   breaks or is cleaned up stay; a device holds the log that its back-end was told of. A log is replaced
-   when the top of memory moves: the back-ends are moved to its successor, then what they left in
-   the old one is added to that (L3, C6). */
+   breaks or is cleaned up stay; a device holds the log that its back-end was told of. A log is
+   replaced when the top of memory moves: the back-ends are moved to its successor, then what they
+   left in the old one is added to that (L3, C6). */
 
 typedef unsigned long vhosti_word; /* what the kernel writes (native), and the CPU can exchange */
 
