@@ -356,6 +356,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    VHOST_LOAD, _EXCHANGE,    __atomic_*, relaxed  implementation file; of an unsigned long in
    _FETCH_AND, _FETCH_OR                          memory that a back-end writes; all four or none
    VHOST_NO_POSIX            off                  implementation file; then options.events is needed
+   VHOST_KERNEL_             as VHOST_            in one file, before the include of vhost_kernel.h:
+   IMPLEMENTATION            IMPLEMENTATION       its implementation alone, where vhost.h has its own
    --------------------------------------------------------------------------------------------- */
 
 #if defined(VHOST_STATIC) && defined(__GNUC__)
@@ -762,6 +764,8 @@ typedef struct vhost_fence {
    open takes ownership and fills in the facts, which are zero before; if it fails, close is not
    called. A table may be empty. UNMAP of 0 and UINT64_MAX bytes means everything; the pages of
    rings are sent again after it. poll_fds may return more than capacity.
+   The memory of a log stays until the next set_log, a set_features without LOG_ALL, or the stop of
+   the last ring is done.
    A ring runs from the last of set_ring_kick, enable_ring(on) and set_running(on) that the back-end
    has, and is to be looked at then without a kick: buffers may wait in it. It stops at
    set_running(off), else enable_ring(off), else get_ring_base.
