@@ -248,11 +248,11 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       at the end            vhost_log_stop
 
    A log has one bit per 4 KiB from gpa 0 to the end of what back-ends may write; it grows before
-   the back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
-   of every section is dropped, and counted: sync before a commit that takes away memory which may
-   come back. The devices of one kind share one log, so that a process that is a back-end could
-   clear the bits of another, unless one of the two has vhost_device_options.own_log. A log of its
-   own costs as much memory again, and a pass of each sync.
+   the back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds
+   outside of every section is dropped, and counted: sync before a commit that takes away memory
+   which may come back. The devices of one kind share one log, so that a process that is a back-end
+   could clear the bits of another, unless one of the two has vhost_device_options.own_log. A log of
+   its own costs as much memory again, and a pass of each sync.
 
 10. BEHIND A vIOMMU
 
@@ -283,11 +283,11 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 
    Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
    vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call
-   on the VM or any of its devices at the same time. vhost_queue_*, vhost_device_process,
-   _get_config, _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one
-   thread per device. vhost_memory_find and vhost_device_offer may run beside those. A
-   readers-writer lock of the VMM says exactly this. Callbacks of different devices can run side by
-   side.
+   on the VM or any of its devices at the same time. vhost_queue_*, vhost_device_process, _poll_fds,
+   _table, _get_config, _set_config, _unmapped and vhost_iotlb_message need their device to
+   themselves: one thread per device. vhost_memory_find, vhost_memory_free_slots and
+   vhost_device_offer may run beside those. A readers-writer lock of the VMM says exactly this.
+   Callbacks of different devices can run side by side.
 
 13. ERRORS
 
@@ -356,8 +356,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    VHOST_LOAD, _EXCHANGE,    __atomic_*, relaxed  implementation file; of an unsigned long in
    _FETCH_AND, _FETCH_OR                          memory that a back-end writes; all four or none
    VHOST_NO_POSIX            off                  implementation file; then options.events is needed
-   VHOST_KERNEL_             as VHOST_            in one file, before the include of vhost_kernel.h:
-   IMPLEMENTATION            IMPLEMENTATION       its implementation alone, where vhost.h has its own
+   VHOST_KERNEL_             as the first one     in one file, before the include of vhost_kernel.h:
+   IMPLEMENTATION                                 that alone, where vhost.h is implemented elsewhere
    --------------------------------------------------------------------------------------------- */
 
 #if defined(VHOST_STATIC) && defined(__GNUC__)
@@ -1248,6 +1248,8 @@ static void *vhosti_grow(vhost_vm *vm, void *array, uint32_t *capacity, uint32_t
     void *grown;
     if (array != NULL && need <= *capacity)
         return array;
+    if (need > UINT32_MAX / 2 + 1) /* no doubling gets there */
+        return NULL;
     while (roomy < need)
         roomy *= 2;
     if ((uint64_t)roomy * size > SIZE_MAX)
@@ -2439,11 +2441,19 @@ static vhost_why vhosti_why_of(int error)
     }
 }
 
-/* What the back-end itself has to say of a failure, as the end of a sentence. */
-static const char *vhosti_words(const vhost_device *device, int error)
+/* Of the operations that are submitted whether the back-end has them or not. */
+static bool vhosti_lacks(const vhost_backend_ops *ops, vhost_op op)
 {
-    const vhost_error *last =
-        device->ops->last_error != NULL ? device->ops->last_error(device->backend) : NULL;
+    return (op == VHOST_OP_SET_RING_ENDIAN && ops->set_ring_endian == NULL) ||
+           (op == VHOST_OP_SET_RING_BUSY_LOOP && ops->set_ring_busy_loop == NULL);
+}
+
+/* What the back-end itself has to say of a failure, as the end of a sentence. */
+static const char *vhosti_words(const vhost_device *device, vhost_op op, int error)
+{
+    const vhost_error *last = device->ops->last_error != NULL && !vhosti_lacks(device->ops, op)
+                                  ? device->ops->last_error(device->backend)
+                                  : NULL;
     return last != NULL && last->code == error ? last->text : "no more is known";
 }
 
@@ -2451,7 +2461,7 @@ static const char *vhosti_words(const vhost_device *device, int error)
 static int vhosti_report_batch(vhost_device *device)
 {
     const vhosti_batch *batch = &device->batch;
-    const char *words = vhosti_words(device, batch->error);
+    const char *words = vhosti_words(device, batch->op, batch->error);
     if (batch->queue >= 0)
         return VHOSTI_FAIL(device, batch->error, vhosti_why_of(batch->error), batch->op,
                            batch->queue, "%s of queue %d, errno %d: %s", vhost_op_name(batch->op),
@@ -3405,7 +3415,7 @@ static int vhosti_open(vhost_device *device)
     code = device->ops->open(device->backend, device, &facts);
     if (code < 0)
         return VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_OPEN, -1,
-                           "open, errno %d: %s", -code, vhosti_words(device, code));
+                           "open, errno %d: %s", -code, vhosti_words(device, VHOST_OP_OPEN, code));
     if (facts.name == NULL)
         facts.name = "back-end";
     device->opened = true;
@@ -3426,11 +3436,17 @@ static bool vhosti_is_attached(const vhost_vm *vm, const vhost_device *device)
     return other != NULL;
 }
 
-/* Whether another device has the same queues or the same back-end object. */
+static bool vhosti_shares_queues(const vhost_device *a, const vhost_device *b)
+{
+    return (uintptr_t)a->queues < (uintptr_t)(b->queues + b->queue_count) &&
+           (uintptr_t)b->queues < (uintptr_t)(a->queues + a->queue_count);
+}
+
+/* Whether another device has one of these queues or the same back-end object. */
 static bool vhosti_is_shared(const vhost_device *device)
 {
     const vhost_device *other = device->vm->devices;
-    while (other != NULL && other->queues != device->queues &&
+    while (other != NULL && !vhosti_shares_queues(other, device) &&
            (other->backend != device->backend || device->backend == NULL))
         other = other->next;
     return other != NULL;
@@ -3861,17 +3877,20 @@ VHOST_DEF int vhost_queue_stop(vhost_device *device, uint32_t queue)
 
 /* ---- reset ---- */
 
+static void vhosti_forget_event(vhost_device *device, const vhost_event *event)
+{
+    if (event->wait_fd >= 0)
+        (void)device->vm->options.events->test_and_clear(event, device->vm->options.user);
+}
+
 /* D19: nothing of a former life of the guest is left in a queue. */
 static void vhosti_reset_queue(vhost_device *device, vhost_queue *queue)
 {
-    const vhost_event_ops *events = device->vm->options.events;
     queue->ready = false;
     queue->desc = queue->avail = queue->used = 0;
     memset(&queue->position, 0, sizeof queue->position);
-    if (queue->masked_event.wait_fd >= 0)
-        (void)events->test_and_clear(&queue->masked_event, device->vm->options.user);
-    if (queue->error_event.wait_fd >= 0)
-        (void)events->test_and_clear(&queue->error_event, device->vm->options.user);
+    vhosti_forget_event(device, &queue->masked_event);
+    vhosti_forget_event(device, &queue->error_event);
 }
 
 static int vhosti_reset_backend(vhost_device *device)
@@ -3916,9 +3935,7 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
     memset(&device->acked, 0, sizeof device->acked);
     for (i = 0; i < device->queue_count; i++)
         vhosti_reset_queue(device, &device->queues[i]);
-    if (device->config_event.wait_fd >= 0)
-        (void)device->vm->options.events->test_and_clear(&device->config_event,
-                                                         device->vm->options.user);
+    vhosti_forget_event(device, &device->config_event);
     vhosti_enter(device, VHOST_STATE_STOPPED);
     return 0;
 }
@@ -4057,7 +4074,7 @@ static int vhosti_process_backend(vhost_device *device)
     if (code >= 0)
         return 0;
     (void)VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_PROCESS, -1,
-                      "process, errno %d: %s", -code, vhosti_words(device, code));
+                      "process, errno %d: %s", -code, vhosti_words(device, VHOST_OP_PROCESS, code));
     return vhosti_break(device, code);
 }
 

@@ -1359,7 +1359,7 @@ TEST a_refusal_names_ioctl_pair_and_errno(bench *b)
     PASS();
 }
 
-/* A kernel that does not know a kind of thread says EPERM: what the library overcame is not told. */
+/* A kernel without a choice of threads says EPERM: what the library overcame is not told. */
 TEST what_is_overcome_is_no_last_error(bench *b)
 {
     b->options.thread = VHOST_KERNEL_THREAD_OF_OWNER;

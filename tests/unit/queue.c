@@ -387,6 +387,29 @@ TEST a_busy_loop_that_is_not_supported_can_be_given_up(fixture *f)
     return start_and_stop(f);
 }
 
+static const vhost_error *old_words(void *backend)
+{
+    static const vhost_error old = {-ENOTSUP, VHOST_WHY_NOT_SUPPORTED, VHOST_OP_NONE, -1, 1, "OLD"};
+    (void)backend;
+    return &old;
+}
+
+/* A back-end has no words for what it was never asked; what it said of something else is not it. */
+TEST what_a_back_end_lacks_is_not_told_in_its_words(fixture *f)
+{
+    f->mock[0].ops.set_ring_busy_loop = NULL;
+    f->mock[0].ops.last_error = old_words;
+    ASSERT_OK(stopped_with(f, 0));
+    f->queue[0][1].busy_loop_us = 50;
+    ASSERT_INT(-ENOTSUP, vhost_device_start(&f->device[0]));
+    ASSERT_FALSE(strstr(f->device[0].last_error.text, "OLD"));
+    f->queue[0][1].busy_loop_us = 0;
+    mock_refuse(&f->mock[0], VHOST_OP_SET_RING_BASE, -1, -ENOTSUP);
+    ASSERT_INT(-ENOTSUP, vhost_device_start(&f->device[0]));
+    ASSERT(strstr(f->device[0].last_error.text, "OLD"));
+    PASS();
+}
+
 /* ---- byte order ---- */
 
 static bool host_is_big_endian(void)
@@ -591,6 +614,22 @@ TEST a_position_in_no_known_state_is_refused(fixture *f)
     f->queue[0][1].position.state = (vhost_position_state)3;
     CHECK_CALL(start_refused(f, -EINVAL, VHOST_WHY_ARGUMENT));
     f->queue[0][1].position.state = VHOST_POSITION_CERTAIN;
+    return start_and_stop(f);
+}
+
+/* Positions of a migration come from outside. */
+TEST a_packed_position_outside_of_the_ring_is_refused(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, packed));
+    vhost_queue *queue = &f->queue[0][1];
+    queue->position.state = VHOST_POSITION_CERTAIN;
+    queue->position.avail = (uint16_t)(0x8000 | queue->size);
+    queue->position.used = 0x8000;
+    CHECK_CALL(start_refused(f, -EINVAL, VHOST_WHY_ARGUMENT));
+    queue->position.used = queue->position.avail;
+    queue->position.avail = 0x8000;
+    CHECK_CALL(start_refused(f, -EINVAL, VHOST_WHY_ARGUMENT));
+    queue->position.avail = queue->position.used = (uint16_t)(queue->size - 1);
     return start_and_stop(f);
 }
 
@@ -1173,6 +1212,7 @@ static void run_values(void)
     RUN_BOTH(fd_zero_is_a_file_descriptor);
     RUN_BOTH(a_busy_loop_is_taken_back);
     RUN_BOTH(a_busy_loop_that_is_not_supported_can_be_given_up);
+    RUN_PLAIN(what_a_back_end_lacks_is_not_told_in_its_words);
     RUN_BOTH(only_foreign_rings_are_told_their_byte_order);
     RUN_BOTH(modern_rings_are_never_told_their_byte_order);
     RUN_BOTH(a_foreign_ring_is_set_back_for_the_next_driver);
@@ -1194,6 +1234,7 @@ static void run_positions(void)
     RUN_BOTH(a_split_position_of_more_than_16_bits_is_a_guess);
     RUN_BOTH(a_packed_position_outside_of_the_ring_is_a_guess);
     RUN_BOTH(a_position_in_no_known_state_is_refused);
+    RUN_BOTH(a_packed_position_outside_of_the_ring_is_refused);
     RUN_BOTH(a_packed_ring_wraps);
     RUN_BOTH(the_position_of_a_dead_back_end_is_guessed);
     RUN_BOTH(the_position_of_a_dead_back_end_in_order_is_certain);
