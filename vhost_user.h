@@ -846,6 +846,16 @@ static int vhosti_user_sys_bind(const char *path)
     return code;
 }
 
+static bool vhosti_user_sys_is_socket(const char *path)
+{
+    enum {
+        TYPE = 0170000,
+        SOCKET = 0140000
+    }; /* which strict C99 does not show */
+    struct stat about;
+    return stat(path, &about) == 0 && (about.st_mode & TYPE) == SOCKET;
+}
+
 static int vhosti_user_sys_listen(const char *path, void *user)
 {
     int fd = vhosti_user_sys_bind(path), other;
@@ -854,7 +864,7 @@ static int vhosti_user_sys_listen(const char *path, void *user)
     other = vhosti_user_sys_connect(path, user);
     if (other >= 0)
         (void)close(other);
-    if (other != -ECONNREFUSED) /* not a dead socket: somebody listens, or it is none */
+    if (other != -ECONNREFUSED || !vhosti_user_sys_is_socket(path)) /* not a dead one */
         return -EADDRINUSE;
     (void)unlink(path);
     return vhosti_user_sys_bind(path);
@@ -2450,13 +2460,30 @@ static bool vhosti_user_has_table(const vhost_user *self, const vhost_table *tab
     return true;
 }
 
-/* Postcopy: the back-end answers where it has the regions, and goes on when it is told to. */
-static int vhosti_user_submit_memory(vhost_user *self, vhosti_user_message *message,
-                                     uint32_t skipped)
+/* Postcopy: the back-end answers with the same regions, at its own addresses. */
+static int vhosti_user_tell_regions(vhost_user *self, const uint8_t *asked, const uint8_t *answer,
+                                    uint32_t size)
+{
+    uint32_t at, step = vhosti_user_uses(self, VHOST_USER_BIT_XEN) ? 40 : 32;
+    for (at = 8; at < size; at += step)
+        if (memcmp(asked + at, answer + at, 16) != 0) {
+            VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_VALUE, VHOSTI_USER_SET_MEM_TABLE, -1,
+                               "another region at 0x%llx",
+                               (unsigned long long)vhosti_user_get64(answer + at));
+            return self->dead;
+        }
+    for (at = 8; at < size && self->options.on_postcopy_region != NULL; at += step)
+        self->options.on_postcopy_region(self, vhosti_user_get64(answer + at),
+                                         vhosti_user_get64(answer + at + 8),
+                                         vhosti_user_get64(answer + at + 16), self->options.user);
+    return 0;
+}
+
+/* In postcopy a back-end goes on with the memory when it is told to, after its answer. */
+static int vhosti_user_submit_memory(vhost_user *self, vhosti_user_message *message)
 {
     uint8_t answer[VHOSTI_USER_MEMORY_MOST];
-    uint32_t at, size = message->size - VHOSTI_USER_HEADER;
-    uint32_t step = vhosti_user_uses(self, VHOST_USER_BIT_XEN) ? 40 : 32;
+    uint32_t size = message->size - VHOSTI_USER_HEADER;
     int code;
     if (self->postcopy != VHOSTI_USER_POSTCOPY_LISTENING)
         return vhosti_user_submit(self, message);
@@ -2466,12 +2493,10 @@ static int vhosti_user_submit_memory(vhost_user *self, vhosti_user_message *mess
     code = vhosti_user_submit(self, message);
     if (code == 0)
         code = vhosti_user_settle(self);
+    if (code == 0)
+        code = vhosti_user_tell_regions(self, message->bytes + VHOSTI_USER_HEADER, answer, size);
     if (code < 0)
         return code;
-    for (at = skipped; at < size && self->options.on_postcopy_region != NULL; at += step)
-        self->options.on_postcopy_region(self, vhosti_user_get64(answer + at),
-                                         vhosti_user_get64(answer + at + 8),
-                                         vhosti_user_get64(answer + at + 16), self->options.user);
     vhosti_user_compose(message, message->id, message->op, -1, VHOSTI_USER_NOTHING);
     vhosti_user_put64(message, 0);
     return vhosti_user_submit(self, message);
@@ -2489,7 +2514,7 @@ static int vhosti_user_submit_table(vhost_user *self, const vhost_table *table)
     vhosti_user_put32(&message, 0);
     for (i = 0; i < table->count; i++)
         vhosti_user_put_live_region(&message, self, &table->regions[i]);
-    return vhosti_user_submit_memory(self, &message, 8);
+    return vhosti_user_submit_memory(self, &message);
 }
 
 static int vhosti_user_submit_add(vhost_user *self, const vhost_region *region)
@@ -2498,7 +2523,7 @@ static int vhosti_user_submit_add(vhost_user *self, const vhost_region *region)
     vhosti_user_compose(&message, VHOSTI_USER_ADD_MEM_REG, VHOST_OP_SET_TABLE, -1, VHOSTI_USER_ACK);
     vhosti_user_put64(&message, 0);
     vhosti_user_put_live_region(&message, self, region);
-    return vhosti_user_submit_memory(self, &message, 8);
+    return vhosti_user_submit_memory(self, &message);
 }
 
 static int vhosti_user_submit_remove(vhost_user *self, const vhosti_user_slot *slot)
@@ -3456,7 +3481,7 @@ VHOST_USER_DEF int vhost_user_postcopy_listen(vhost_user *self)
 VHOST_USER_DEF int vhost_user_postcopy_end(vhost_user *self)
 {
     int code;
-    if (self->postcopy == VHOSTI_USER_PRECOPY)
+    if (self->postcopy != VHOSTI_USER_POSTCOPY_LISTENING)
         return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, VHOSTI_USER_POSTCOPY_END, -1,
                                 "not after listen");
     code = vhosti_user_ask_bare(self, VHOSTI_USER_POSTCOPY_END, VHOST_USER_BIT_PAGEFAULT,
