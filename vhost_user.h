@@ -1390,6 +1390,14 @@ static int vhosti_user_take_fd(vhosti_user_input *input)
     return input->fd_count > 0 ? input->fds[--input->fd_count] : -1;
 }
 
+/* Of a packed ring, some back-ends (DPDK's) say only where they take: they have waited for all that
+   was in flight, so that they give back at the same place. */
+static uint32_t vhosti_user_whole_base(const vhost_user *self, uint32_t value)
+{
+    bool packed = vhost_features_test(&self->device->acked, VHOST_FEATURE_RING_PACKED);
+    return packed && value >> 16 == 0 ? value | value << 16 : value;
+}
+
 static void vhosti_user_take_base(vhost_user *self, const vhosti_user_request *request,
                                   const uint8_t *payload)
 {
@@ -1398,7 +1406,7 @@ static void vhosti_user_take_base(vhost_user *self, const vhosti_user_request *r
         vhosti_user_absurd(self, request, vhosti_user_get32(payload));
         return;
     }
-    base->value = vhosti_user_get32(payload + 4);
+    base->value = vhosti_user_whole_base(self, vhosti_user_get32(payload + 4));
     base->answered = true;
 }
 
