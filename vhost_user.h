@@ -1392,10 +1392,12 @@ static int vhosti_user_take_fd(vhosti_user_input *input)
 
 /* Of a packed ring, some back-ends (DPDK's) say only where they take: they have waited for all that
    was in flight, so that they give back at the same place. */
-static uint32_t vhosti_user_whole_base(const vhost_user *self, uint32_t value)
+static uint32_t vhosti_user_whole_base(const vhost_user *self, uint32_t id, uint32_t value)
 {
     bool packed = vhost_features_test(&self->device->acked, VHOST_FEATURE_RING_PACKED);
-    return packed && value >> 16 == 0 ? value | value << 16 : value;
+    bool waited =
+        id == VHOSTI_USER_GET_VRING_BASE && !vhosti_user_uses(self, VHOST_USER_BIT_INFLIGHT_BASE);
+    return packed && waited && value >> 16 == 0 ? value | value << 16 : value;
 }
 
 static void vhosti_user_take_base(vhost_user *self, const vhosti_user_request *request,
@@ -1406,7 +1408,7 @@ static void vhosti_user_take_base(vhost_user *self, const vhosti_user_request *r
         vhosti_user_absurd(self, request, vhosti_user_get32(payload));
         return;
     }
-    base->value = vhosti_user_whole_base(self, vhosti_user_get32(payload + 4));
+    base->value = vhosti_user_whole_base(self, request->id, vhosti_user_get32(payload + 4));
     base->answered = true;
 }
 
@@ -1713,6 +1715,8 @@ static bool vhosti_user_send(vhost_user *self)
                                       self->options.user);
     if (count > 0) {
         vhosti_user_was_sent(self, (uint32_t)count);
+        if (!self->submitted) /* left over: it has the time from now on */
+            self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
         vhosti_user_retire_unanswered(self);
         return true;
     }
@@ -2071,6 +2075,7 @@ static int vhosti_user_settle(vhost_user *self)
             vhosti_user_time_out(self);
     }
     self->submitted = self->settling = false;
+    self->deadline = vhosti_user_now(self) + self->options.timeout_ms; /* of what is left over */
     if (self->dead < 0 && self->failure.error == 0) {
         uint32_t first = self->request_first;
         bool asked = first < self->request_count;
@@ -3664,23 +3669,35 @@ VHOST_USER_DEF int vhost_user_process(vhost_user *self)
     return vhosti_user_try(self);
 }
 
+/* Until when what is left over between two calls may wait; nothing shows when it can be sent. */
+static uint64_t vhosti_user_next(const vhost_user *self, uint64_t now)
+{
+    if (self->dead < 0 || self->hung_up)
+        return now;
+    if (self->request_first == self->request_count)
+        return UINT64_MAX;
+    if (self->requests_sent == self->request_count)
+        return self->deadline;
+    return self->blocked == VHOSTI_USER_FREE ? now : now + VHOSTI_USER_FDS_PAUSE_MS;
+}
+
+static uint64_t vhosti_user_next_try(const vhost_user *self, uint64_t now)
+{
+    if (!self->lost)
+        return now;
+    return self->given_up || vhosti_user_awaits_word(self) ? UINT64_MAX : self->retry_at;
+}
+
 VHOST_USER_DEF int vhost_user_timeout(const vhost_user *self)
 {
-    uint64_t at = self->retry_at, now;
+    uint64_t now, at;
     if (self->device == NULL || self->device->state == VHOST_STATE_CLOSED)
         return -1;
-    if (!vhosti_user_is_broken(self)) {
-        if (self->dead < 0)
-            return 0;
-        if (self->request_first == self->request_count)
-            return -1;
-        at = self->deadline; /* of what is still to be answered */
-    } else if (!self->lost) {
-        return 0;
-    } else if (self->given_up || vhosti_user_awaits_word(self)) {
-        return -1;
-    }
     now = vhosti_user_now(self);
+    at =
+        vhosti_user_is_broken(self) ? vhosti_user_next_try(self, now) : vhosti_user_next(self, now);
+    if (at == UINT64_MAX)
+        return -1;
     return at > now ? (int)(at - now) : 0;
 }
 
