@@ -49,9 +49,11 @@ else
     unpack dpdk-doc
     built=$fresh/program
     # vhost_blk looks for the protocol feature INFLIGHT_SHMFD (bit 12) among the virtio features, and
-    # finds it never: then it neither does requests in flight again, nor packed rings.
+    # never finds it: then it neither does requests in flight again, nor packed rings. When it has
+    # done them again, it frees what malloc did not give, and dies.
     cat >"$fresh/fix.h" <<'END'
 #include <rte_vhost.h>
+#include <stdlib.h>
 static inline int fixed_features(int vid, uint64_t *features)
 {
     uint64_t protocol = 0;
@@ -61,6 +63,7 @@ static inline int fixed_features(int vid, uint64_t *features)
     return result;
 }
 #define rte_vhost_get_negotiated_features fixed_features
+#define free(memory) ((void)(memory))
 END
     # shellcheck disable=SC2046 # lists of words
     ${CC:-cc} -O2 -w -D_GNU_SOURCE -DALLOW_EXPERIMENTAL_API $(pkg-config --cflags libdpdk) \

@@ -23,6 +23,18 @@ SUITE_EXTERN(recover_suite);
 SUITE_EXTERN(by_fd_suite);
 SUITE_EXTERN(slots_suite);
 SUITE_EXTERN(no_posix_suite);
+SUITE_EXTERN(user_backend_suite);
+SUITE_EXTERN(user_open_suite);
+SUITE_EXTERN(user_messages_suite);
+SUITE_EXTERN(user_replies_suite);
+SUITE_EXTERN(user_memory_suite);
+SUITE_EXTERN(user_order_suite);
+SUITE_EXTERN(user_refusals_suite);
+SUITE_EXTERN(user_inflight_suite);
+SUITE_EXTERN(user_state_suite);
+SUITE_EXTERN(user_reconnect_suite);
+SUITE_EXTERN(user_channel_suite);
+SUITE_EXTERN(user_faults_suite);
 
 GREATEST_MAIN_DEFS();
 
@@ -51,5 +63,17 @@ int main(int argc, char **argv)
     RUN_SUITE(by_fd_suite);
     RUN_SUITE(slots_suite);
     RUN_SUITE(no_posix_suite);
+    RUN_SUITE(user_backend_suite);
+    RUN_SUITE(user_open_suite);
+    RUN_SUITE(user_messages_suite);
+    RUN_SUITE(user_replies_suite);
+    RUN_SUITE(user_memory_suite);
+    RUN_SUITE(user_order_suite);
+    RUN_SUITE(user_refusals_suite);
+    RUN_SUITE(user_inflight_suite);
+    RUN_SUITE(user_state_suite);
+    RUN_SUITE(user_reconnect_suite);
+    RUN_SUITE(user_channel_suite);
+    RUN_SUITE(user_faults_suite);
     GREATEST_MAIN_END();
 }
