@@ -268,6 +268,7 @@ typedef struct vhosti_user_inflight {
     uint64_t size;
     uint16_t queues;
     uint16_t queue_size;
+    bool loaded; /* by the VMM, and not yet handed over */
 } vhosti_user_inflight;
 
 struct vhost_user {
@@ -2041,7 +2042,9 @@ static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other, bool pati
     }
     if (self->blocked == VHOSTI_USER_BLOCKED_BY_FDS && left > VHOSTI_USER_FDS_PAUSE_MS)
         left = VHOSTI_USER_FDS_PAUSE_MS; /* nothing shows when the other side took some */
-    (void)self->options.calls->wait(polled, count, patient ? left : 0, self->options.user);
+    left = self->options.calls->wait(polled, count, patient ? left : 0, self->options.user);
+    if (left < 0 && left != -EINTR)
+        VHOSTI_USER_POISON(self, left, VHOST_WHY_USER_SOCKET, 0, -1, "wait, errno %d", -left);
     if (other != NULL)
         other->ready = polled[0].ready;
 }
@@ -2942,13 +2945,15 @@ static int vhosti_user_set_inflight(void *backend)
 {
     vhost_user *self = (vhost_user *)backend;
     int code = self->dead;
-    if (code == 0 && vhosti_user_begins(self))
+    if (code == 0 && !self->inflight.loaded && vhosti_user_begins(self))
         vhosti_user_close_fd(self, &self->inflight.fd);
-    if (code == 0 && !vhosti_user_has_record(self) &&
+    if (code == 0 && !vhosti_user_has_record(self) && vhosti_user_largest_ring(self) > 0 &&
         vhosti_user_uses(self, VHOST_USER_BIT_INFLIGHT))
         code = vhosti_user_ask_record(self);
     if (code == 0)
         code = vhosti_user_hand_record(self);
+    if (code == 0)
+        self->inflight.loaded = false;
     if (code == 0 && self->give != NULL)
         code = vhosti_user_load_now(self);
     return code;
@@ -3134,6 +3139,7 @@ VHOST_USER_DEF int vhost_user_load_inflight(vhost_user *self, const void *bytes,
     }
     vhosti_user_close_fd(self, &self->inflight.fd);
     self->inflight.fd = fd;
+    self->inflight.loaded = true;
     self->inflight.offset = 0;
     self->inflight.size = size - VHOSTI_USER_SAVED_HEAD;
     self->inflight.queues = (uint16_t)vhosti_user_get_little(saved + 12, 2);

@@ -264,10 +264,10 @@ peer_bytes peer_parse(const char *text);
 enum greatest_test_res peer_check(peer_list *list, const char *const *texts);
 #define HEARD(B, ...)                                                                              \
     CHECK_CALL(peer_check(&(B)->peer.heard, (const char *const[]){__VA_ARGS__, NULL}))
-#define HEARD_NOTHING(B) ASSERT_UINT(0, (B)->peer.heard.count)
+#define HEARD_NOTHING(B) CHECK_CALL(peer_check(&(B)->peer.heard, (const char *const[]){NULL}))
 #define TOLD(B, ...)                                                                               \
     CHECK_CALL(peer_check(&(B)->peer.told, (const char *const[]){__VA_ARGS__, NULL}))
-#define TOLD_NOTHING(B) ASSERT_UINT(0, (B)->peer.told.count)
+#define TOLD_NOTHING(B) CHECK_CALL(peer_check(&(B)->peer.told, (const char *const[]){NULL}))
 
 /* CALL on the device fails with CODE, and the back-end object says WHY. */
 #define ASSERT_LOST(B, CALL, CODE, WHY)                                                            \

@@ -76,6 +76,17 @@ TEST the_record_stays_over_a_stop_and_goes_with_a_reset(peer_bench *b)
     PASS();
 }
 
+/* Where all queues begin anew, what was in flight in a former life of the guest is not. */
+TEST an_old_record_is_none_of_a_new_life(peer_bench *b)
+{
+    ASSERT_OK(running_with_record(b));
+    ASSERT_OK(vhost_device_stop(&b->device));
+    b->queue[0].position.state = b->queue[1].position.state = VHOST_POSITION_INITIAL;
+    ASSERT_OK(vhost_device_start(&b->device));
+    ASSERT_UINT(1, peer_count(&b->peer, PEER_GET_INFLIGHT_FD));
+    PASS();
+}
+
 TEST a_record_somewhere_in_its_file(peer_bench *b)
 {
     b->peer.record_offset = 0x3000;
@@ -358,7 +369,7 @@ TEST a_packed_ring_goes_on_where_its_record_says(peer_bench *b)
         {1, 15, 0, 1, 1, 0x0001},                          /* over the end of the ring */
         {1, 15, 0, 1, 0, 0x800f}, {9, 3, 0, 0, 0, 0x0009}, /* used means 0 in this lap */
         {9, 3, 0, 0, 1, 0x0003},  {16, 16, 1, 1, 0, 0},    /* no such descriptor */
-        {65535, 5, 1, 1, 1, 0},
+        {65535, 5, 1, 1, 1, 0},   {32768, 5, 1, 1, 1, 0},  /* which looks like 0 */
     };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         b->accepted = fixture_features(PEER_BIT(32) | PEER_BIT(34), 0);
@@ -419,6 +430,7 @@ SUITE(user_inflight_suite)
 {
     RUN_USER(a_first_start_asks_and_hands_over);
     RUN_USER(the_record_stays_over_a_stop_and_goes_with_a_reset);
+    RUN_USER(an_old_record_is_none_of_a_new_life);
     RUN_USER(a_record_somewhere_in_its_file);
     RUN_USER(a_back_end_without_a_record_has_none);
     RUN_USER(without_inflight_nobody_asks);
