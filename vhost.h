@@ -244,11 +244,12 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       on the other side     vhost_queue.position = {CERTAIN, avail, used}, then vhost_device_start
       at the end            vhost_log_stop
 
-   A log has one bit per 4 KiB from gpa 0 to the end of the last section; it grows before the
-   back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
-   of every section is dropped, and counted: sync before a commit that takes away memory which may
-   come back. The devices of one kind share one log, so a process
-   that is a back-end could clear the bits of another.
+   A log has one bit per 4 KiB from gpa 0 to the end of the last section that goes to back-ends, or
+   of the last running ring where that is beyond; it grows before the back-ends' tables do, and
+   shrinks after them, once it is clean there. A ring beyond it cannot start while the VM logs. What
+   a sync finds outside of every section is dropped, and counted: sync before a commit that takes
+   away memory which may come back. The devices of one kind share one log, so a process that is a
+   back-end could clear the bits of another.
 
 10. BEHIND A vIOMMU
 
@@ -402,6 +403,7 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_RING_UNMAPPED, "a ring part is not, or not wholly, in guest memory")               \
     X(VHOST_WHY_RING_READ_ONLY, "a ring part that the device writes is in ROM")                    \
     X(VHOST_WHY_RING_MOVED, "the memory under a running ring was moved")                           \
+    X(VHOST_WHY_RING_UNLOGGED, "a ring part that the device writes is beyond the dirty log")       \
     X(VHOST_WHY_RING_ERROR, "the back-end found an error in a ring")                               \
     X(VHOST_WHY_POSITION_GUESSED, "the queue's position is only a guess")                          \
     X(VHOST_WHY_LOG_UNSUPPORTED, "the back-end cannot log what it writes")                         \
@@ -1020,7 +1022,8 @@ VHOST_API int vhost_device_ack(vhost_device *device, vhost_features accepted);
 
 /* Hands the ready queues to the back-end, features and memory table first, and lets it run. Every
    ring is mapped and checked before the back-end is told anything of it. -EINVAL: a queue's size,
-   alignment or position; -EFAULT: a ring is not in memory; -ENOTSUP; or what the back-end said. */
+   alignment or position; -EFAULT: a ring is not in memory, or beyond the log; -ENOTSUP; or what the
+   back-end said. */
 VHOST_API int vhost_device_start(vhost_device *device);
 
 /* Takes the queues back. Always completes, returns the first error; see manual, chapter 5. */
@@ -1092,7 +1095,7 @@ VHOST_API int vhost_log_start(vhost_vm *vm);
 VHOST_API int vhost_log_stop(vhost_vm *vm);
 
 /* Takes and clears the dirty bits of [gpa, gpa + size), multiples of 4 KiB, and hands them to the
-   sink. What lies beyond the last section is clean. Back-ends go on logging meanwhile. -EBUSY: the
+   sink. What lies beyond the log is clean. Back-ends go on logging meanwhile. -EBUSY: the
    VM does not log; -EINVAL: the range, or sink->bits has no room for all of it. */
 VHOST_API int vhost_log_sync(vhost_vm *vm, uint64_t gpa, uint64_t size, vhost_log_sink *sink);
 
@@ -2120,10 +2123,53 @@ static bool vhosti_can_share_logs(const vhost_vm *vm)
 #endif
 }
 
-/* Bytes of log for all sections of a map, whole words. Rings lie in sections; an IOVA is none. */
-static uint64_t vhosti_log_size(const vhosti_map *map)
+/* The last byte that any table of a map can have. Sections that no back-end gets do not count: a
+   guest may move a ROM wherever it wants. */
+static uint64_t vhosti_last_of_tables(const vhosti_map *map)
 {
-    uint64_t last = map->count > 0 ? vhosti_last(&map->sections[map->count - 1]) : 0;
+    uint32_t count = map->count;
+    uint64_t last, rounded;
+    while (count > 0 && !vhosti_is_for_backends(&map->sections[count - 1]))
+        count--;
+    if (count == 0)
+        return 0;
+    last = vhosti_last(&map->sections[count - 1]);
+    rounded = vhosti_page_behind(&map->sections[count - 1]);
+    return rounded < UINT64_MAX - last ? last + rounded : UINT64_MAX;
+}
+
+static bool vhosti_is_written(const vhost_device *device, int part)
+{
+    return part == VHOST_USED ||
+           (part == VHOST_DESC && vhost_features_test(&device->acked, VHOST_FEATURE_RING_PACKED));
+}
+
+/* The last byte of a mapped ring that the device writes, which no table need have. (Behind a vIOMMU
+   all of it is in a table.) */
+static uint64_t vhosti_last_of_ring(const vhost_device *device, const vhost_queue *queue)
+{
+    uint64_t last = 0;
+    int part;
+    for (part = 0; part < 3 && !device->behind_viommu; part++) {
+        const vhost_mapping *mapping = &queue->rings.part[part];
+        if (mapping->host != NULL && vhosti_is_written(device, part) &&
+            mapping->gpa + (mapping->size - 1) > last)
+            last = mapping->gpa + (mapping->size - 1);
+    }
+    return last;
+}
+
+/* Bytes of log for all that back-ends may write, whole words. */
+static uint64_t vhosti_log_size(const vhost_vm *vm, const vhosti_map *map)
+{
+    uint64_t last = vhosti_last_of_tables(map);
+    const vhost_device *device;
+    uint32_t i;
+    for (device = vm->devices; device != NULL; device = device->next)
+        for (i = 0; i < device->queue_count; i++) {
+            uint64_t of_ring = vhosti_last_of_ring(device, &device->queues[i]);
+            last = of_ring > last ? of_ring : last;
+        }
     return (last / VHOST_PAGE / VHOSTI_WORD_PAGES + 1) * sizeof(vhosti_word);
 }
 
@@ -2285,7 +2331,7 @@ static int vhosti_need_log(vhost_vm *vm, vhost_log_kind kind)
 {
     if (vm->logs[kind] != NULL)
         return 0;
-    return vhosti_make_log(vm, kind, vhosti_log_size(vhosti_current(vm)), &vm->logs[kind]);
+    return vhosti_make_log(vm, kind, vhosti_log_size(vm, vhosti_current(vm)), &vm->logs[kind]);
 }
 
 /* >>submit ------------------------------------------------------------------------------------
@@ -2530,11 +2576,6 @@ static uint16_t vhosti_used_index(const vhost_device *device, const vhost_queue 
 
 /* ---- mapping (V2, V6, R1, R2) ---- */
 
-static bool vhosti_is_written(const vhost_device *device, int part)
-{
-    return part == VHOST_USED || (part == VHOST_DESC && vhosti_is_packed(device));
-}
-
 static void vhosti_set_part(vhost_mapping *mapping, uint64_t address, uint64_t size)
 {
     memset(mapping, 0, sizeof *mapping);
@@ -2600,6 +2641,16 @@ static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_tabl
     if (device->facts.profile == VHOST_PROFILE_BY_HOST)
         return VHOST_WHY_NONE;
     return vhosti_check_region(table, mapping->gpa, mapping->size, mapping->host);
+}
+
+/* A log that is in use does not grow for a ring: others log to it, in threads of their own. */
+static vhost_why vhosti_check_logged(const vhost_device *device, const vhost_mapping *mapping)
+{
+    const struct vhosti_log *log = device->vm->logs[device->facts.log_kind];
+    uint64_t last = mapping->gpa + (mapping->size - 1);
+    if (!device->vm->logging || last / VHOST_PAGE / VHOSTI_WORD_PAGES < vhosti_log_count(log))
+        return VHOST_WHY_NONE;
+    return VHOST_WHY_RING_UNLOGGED;
 }
 
 static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
@@ -2817,6 +2868,8 @@ static int vhosti_map_ring(vhost_device *device, uint32_t index)
                                               : vhosti_map_part(device, mapping, write);
         if (why == VHOST_WHY_NONE && !device->behind_viommu)
             why = vhosti_check_reach(device, vhost_device_table(device), mapping);
+        if (why == VHOST_WHY_NONE && !device->behind_viommu && write)
+            why = vhosti_check_logged(device, mapping);
         if (why != VHOST_WHY_NONE)
             code = vhosti_fail_part(device, why == VHOST_WHY_MEMORY ? -ENOMEM : -EFAULT, why, index,
                                     part);
@@ -4094,7 +4147,7 @@ static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
 /* A log that is large enough for each kind in use, the old one where it is. */
 static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
 {
-    uint64_t need = vhosti_log_size(vhosti_scratch(vm)), roomy = need + VHOSTI_LOG_SLACK;
+    uint64_t need = vhosti_log_size(vm, vhosti_scratch(vm)), roomy = need + VHOSTI_LOG_SLACK;
     int kind, code = 0;
     for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++) {
         struct vhosti_log *old = vm->logs[kind];
@@ -4391,7 +4444,7 @@ static void vhosti_move_to_log(vhost_vm *vm, int kind, struct vhosti_log *log)
    stays until it was synced: that memory may come back. Without memory for it, nothing shrinks. */
 static void vhosti_shrink_log(vhost_vm *vm, int kind)
 {
-    uint64_t need = vhosti_log_size(vhosti_current(vm));
+    uint64_t need = vhosti_log_size(vm, vhosti_current(vm));
     struct vhosti_log *old = vm->logs[kind], *log;
     if (old == NULL || old->memory.size <= need + VHOSTI_LOG_SLACK ||
         !vhosti_log_is_clean(old, need / sizeof(vhosti_word)))
@@ -4562,7 +4615,7 @@ VHOST_DEF int vhost_log_start(vhost_vm *vm)
     if (code < 0) {
         vhosti_drop_logs(vm);
         return VHOSTI_FAIL_VM(vm, code, VHOST_WHY_LOG_MEMORY, "0x%llx bytes, errno %d",
-                              (vhosti_ull)vhosti_log_size(vhosti_current(vm)), -code);
+                              (vhosti_ull)vhosti_log_size(vm, vhosti_current(vm)), -code);
     }
     code = vhosti_switch_log_on(vm);
     if (code == 0)

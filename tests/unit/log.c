@@ -227,17 +227,77 @@ TEST the_log_has_a_bit_for_every_page_up_to_the_last(fixture *f)
     PASS();
 }
 
-TEST sections_that_back_ends_do_not_get_count_too(fixture *f)
+static uint64_t huge_size;
+
+static int refuse_huge_log(vhost_log_memory *memory, bool shared, void *user)
 {
-    vhost_section sections[2];
-    sections[0] = f->low;
-    sections[1] = fixture_section(f, FAR, 1, 128);
-    sections[1].flags = VHOST_SECTION_DIRTY_TRACKED;
+    (void)shared;
+    (void)user;
+    huge_size = memory->size;
+    return -ENOMEM;
+}
+
+/* A guest moves a ROM, or memory of a display, wherever it wants: no log follows it. */
+TEST sections_that_back_ends_do_not_get_do_not_count(fixture *f)
+{
+    static const uint32_t flags[] = {VHOST_SECTION_ROM, VHOST_SECTION_DIRTY_TRACKED};
+    const uint64_t highest = UINT64_C(1) << 52;
+    ASSERT_OK(running_device(f));
+    for (unsigned i = 0; i < 2; i++) {
+        vhost_section sections[3];
+        sections[0] = f->low;
+        sections[1] = fixture_section(f, highest - PAGE, 1, 130);
+        sections[2] = fixture_section(f, highest, 1, 128);
+        sections[1].flags = sections[2].flags = flags[i];
+        ASSERT_OK(fixture_map(f, sections, 3));
+        ASSERT_OK(vhost_log_start(&f->vm));
+        ASSERT_U64(bytes_up_to(127), f->logs[0].size);
+        sections[2].gpa = UINT64_MAX - (PAGE - 1);
+        ASSERT_OK(fixture_map(f, sections, 3));
+        ASSERT_UINT(i + 1, f->log_maps);
+        ASSERT_OK(vhost_log_stop(&f->vm));
+    }
+    PASS();
+}
+
+/* By fd a region may end behind the last section. */
+TEST the_log_has_a_bit_for_every_page_of_a_rounded_region(fixture *f)
+{
+    const uint64_t large = 512 * PAGE;
+    vhost_backing backing;
+    vhost_section section;
+    vhost_backing_init(&backing, (void *)(uintptr_t)(64 * large), 2 * large, 0, 0);
+    backing.page_size = large;
+    vhost_section_init(&section, large, PAGE, &backing, large);
     all_can_log(f);
+    f->mock[0].facts.profile = VHOST_PROFILE_BY_FD;
+    ASSERT_OK(fixture_map(f, &section, 1));
     ASSERT_OK(fixture_attach(f, 0));
-    ASSERT_OK(fixture_map(f, sections, 2));
+    ASSERT_OK(vhost_device_start(&f->device[0]));
     ASSERT_OK(vhost_log_start(&f->vm));
-    ASSERT_U64(bytes_up_to(FAR / PAGE), f->logs[0].size);
+    ASSERT_U64(2 * large, f->mock[0].table[0].gpa + f->mock[0].table[0].size);
+    ASSERT_U64(bytes_up_to(1023), f->logs[0].size);
+    return all_log(f, true);
+}
+
+/* What rounding would add to the last page is beyond the address space. */
+TEST the_log_of_the_last_page_does_not_wrap(fixture *f)
+{
+    static const vhost_log_ops refusing = {refuse_huge_log, NULL};
+    vhost_backing backing;
+    vhost_section section;
+    vhost_vm_options options = fixture_vm_options(f);
+    options.log = &refusing;
+    ASSERT_OK(vhost_vm_init(&f->vm, &options));
+    vhost_backing_init(&backing, (void *)(uintptr_t)(64 * PAGE), 512 * PAGE, 0, 0);
+    backing.page_size = 512 * PAGE;
+    vhost_section_init(&section, UINT64_MAX - (PAGE - 1), PAGE, &backing, 0);
+    all_can_log(f);
+    ASSERT_OK(fixture_map(f, &section, 1));
+    ASSERT_OK(fixture_attach(f, 0));
+    huge_size = 0;
+    ASSERT_FAILS(f, vhost_log_start(&f->vm), &f->vm.last_error, -ENOMEM, VHOST_WHY_LOG_MEMORY);
+    ASSERT_U64(sizeof(size_t) < 8 ? 0 : bytes_up_to(UINT64_MAX / PAGE), huge_size);
     PASS();
 }
 
@@ -254,16 +314,6 @@ TEST without_memory_the_log_is_one_word(fixture *f)
     ASSERT_UINT(0, taken.count);
     ASSERT_U64(1, taken.sink.pages_dropped);
     PASS();
-}
-
-static uint64_t huge_size;
-
-static int refuse_huge_log(vhost_log_memory *memory, bool shared, void *user)
-{
-    (void)shared;
-    (void)user;
-    huge_size = memory->size;
-    return -ENOMEM;
 }
 
 /* One page at the end of the address space: the log would be of half a petabyte. */
@@ -1135,24 +1185,105 @@ TEST bits_outlive_reset_and_restart(fixture *f)
     PASS();
 }
 
-/* The guest puts its used ring above all that back-ends get: other logs end before it. */
-TEST used_rings_in_filtered_memory_are_logged(fixture *f)
+/* Device 0 is filled in; memory that is not for back-ends lies above all that is. */
+static int attach_below_filtered_memory(fixture *f)
 {
     vhost_section sections[2];
     sections[0] = f->low;
     sections[1] = fixture_section(f, FAR, 64, 192);
     sections[1].flags = VHOST_SECTION_DIRTY_TRACKED;
     all_can_log(f);
-    ASSERT_OK(fixture_map(f, sections, 2));
-    ASSERT_OK(fixture_attach(f, 0));
+    int result = fixture_map(f, sections, 2);
+    result = result < 0 ? result : fixture_attach(f, 0);
     fixture_fill(f, 0);
+    return result;
+}
+
+/* The guest puts its used ring above all that back-ends get: other logs end before it. */
+TEST used_rings_in_filtered_memory_are_logged(fixture *f)
+{
+    ASSERT_OK(attach_below_filtered_memory(f));
     f->queue[0][1].used = FAR + 63 * PAGE;
     ASSERT_OK(vhost_device_start(&f->device[0]));
     ASSERT_OK(vhost_log_start(&f->vm));
+    ASSERT_U64(bytes_up_to(FAR / PAGE + 63), f->logs[0].size);
     mock_advance(&f->mock[0], 1, 1);
     CHECK_CALL(takes_just(f, FAR + 63 * PAGE, PAGE));
     ASSERT_OK(vhost_queue_stop(&f->device[0], 1));
     return takes_just(f, FAR + 63 * PAGE, PAGE);
+}
+
+/* Of a split ring the device writes the used part only. */
+TEST rings_that_are_only_read_need_no_log(fixture *f)
+{
+    ASSERT_OK(attach_below_filtered_memory(f));
+    f->queue[0][1].desc = FAR;
+    f->queue[0][1].avail = FAR + 63 * PAGE;
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    ASSERT_OK(vhost_log_start(&f->vm));
+    ASSERT_U64(bytes_up_to(127), f->logs[0].size);
+    ASSERT_OK(vhost_device_stop(&f->device[0]));
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    return all_log(f, true);
+}
+
+TEST a_packed_ring_is_logged_as_a_whole(fixture *f)
+{
+    ranges taken;
+    vhost_features_set(&f->mock[0].facts.offered, VHOST_FEATURE_RING_PACKED);
+    vhost_features_set(&f->accepted, VHOST_FEATURE_RING_PACKED);
+    ASSERT_OK(attach_below_filtered_memory(f));
+    f->queue[0][1].desc = FAR + 62 * PAGE;
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    ASSERT_OK(vhost_log_start(&f->vm));
+    ASSERT_U64(bytes_up_to(FAR / PAGE + 62), f->logs[0].size);
+    ASSERT_OK(vhost_queue_stop(&f->device[0], 1));
+    ASSERT_OK(take(f, 0, EVERYTHING, &taken));
+    ASSERT(is_taken(&taken, FAR + 62 * PAGE));
+    PASS();
+}
+
+/* A clean log shrinks to the last region, or to the last ring. */
+TEST a_log_does_not_shrink_away_from_a_ring(fixture *f)
+{
+    vhost_section sections[3];
+    ASSERT_OK(attach_below_filtered_memory(f));
+    f->queue[0][1].used = FAR + 63 * PAGE;
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    ASSERT_OK(vhost_log_start(&f->vm));
+    sections[0] = f->low;
+    sections[1] = fixture_section(f, NEAR, 32, 128);
+    sections[2] = fixture_section(f, FAR, 64, 192);
+    sections[2].flags = VHOST_SECTION_DIRTY_TRACKED;
+    ASSERT_OK(fixture_map(f, sections, 3));
+    ASSERT_U64(bytes_up_to(FAR / PAGE + 63), f->logs[0].size);
+    mock_advance(&f->mock[0], 1, 1);
+    return takes_just(f, FAR + 63 * PAGE, PAGE);
+}
+
+/* Other devices log in threads of their own, so that the log stays as it is. */
+TEST a_ring_beyond_the_log_does_not_start(fixture *f)
+{
+    vhost_queue *queue = &f->queue[0][1];
+    uint64_t used;
+    ASSERT_OK(attach_below_filtered_memory(f));
+    used = queue->used;
+    ASSERT_OK(vhost_log_start(&f->vm));
+    queue->used = FAR;
+    ASSERT_FAILS(f, vhost_device_start(&f->device[0]), &f->device[0].last_error, -EFAULT,
+                 VHOST_WHY_RING_UNLOGGED);
+    queue->ready = false;
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    queue->ready = true;
+    ASSERT_FAILS(f, vhost_queue_start(&f->device[0], 1), &f->device[0].last_error, -EFAULT,
+                 VHOST_WHY_RING_UNLOGGED);
+    queue->used = used;
+    ASSERT_OK(vhost_queue_start(&f->device[0], 1));
+    ASSERT_OK(vhost_queue_stop(&f->device[0], 1));
+    queue->used = FAR;
+    ASSERT_OK(vhost_log_stop(&f->vm));
+    ASSERT_OK(vhost_queue_start(&f->device[0], 1));
+    return fixture_check(f);
 }
 
 /* ---- what a sync takes (Y1 to Y5, D4, D10, D17) ---- */
@@ -1269,14 +1400,15 @@ TEST pages_outside_of_every_section_are_dropped_and_counted(fixture *f)
 
 TEST rom_and_tracked_memory_are_inside(fixture *f)
 {
-    vhost_section sections[3];
+    vhost_section sections[4];
     sections[0] = f->low;
     sections[1] = fixture_section(f, NEAR, 2, 128);
     sections[1].flags = VHOST_SECTION_ROM;
     sections[2] = fixture_section(f, NEAR + 2 * PAGE, 2, 140);
     sections[2].flags = VHOST_SECTION_DIRTY_TRACKED;
+    sections[3] = fixture_section(f, NEAR + 64 * PAGE, 2, 150);
     all_can_log(f);
-    ASSERT_OK(fixture_map(f, sections, 3));
+    ASSERT_OK(fixture_map(f, sections, 4));
     ASSERT_OK(attach_and_start(f, 0));
     ASSERT_OK(vhost_log_start(&f->vm));
     mock_dirty(&f->mock[0], NEAR + PAGE);
@@ -1553,7 +1685,9 @@ TEST syncs_stops_and_starts_allocate_nothing(fixture *f)
 static void run_memory(void)
 {
     RUN_PLAIN(the_log_has_a_bit_for_every_page_up_to_the_last);
-    RUN_PLAIN(sections_that_back_ends_do_not_get_count_too);
+    RUN_PLAIN(sections_that_back_ends_do_not_get_do_not_count);
+    RUN_PLAIN(the_log_has_a_bit_for_every_page_of_a_rounded_region);
+    RUN_PLAIN(the_log_of_the_last_page_does_not_wrap);
     RUN_BOTH(without_memory_the_log_is_one_word);
     RUN_PLAIN(a_log_larger_than_memory_is_refused);
     RUN_BOTH(devices_of_one_kind_share_one_log);
@@ -1619,6 +1753,10 @@ static void run_devices(void)
     RUN_ALL(bits_outlive_the_device_that_set_them);
     RUN_BOTH(bits_outlive_reset_and_restart);
     RUN_BOTH(used_rings_in_filtered_memory_are_logged);
+    RUN_BOTH(rings_that_are_only_read_need_no_log);
+    RUN_BOTH(a_packed_ring_is_logged_as_a_whole);
+    RUN_BOTH(a_log_does_not_shrink_away_from_a_ring);
+    RUN_BOTH(a_ring_beyond_the_log_does_not_start);
 }
 
 static void run_sync(void)

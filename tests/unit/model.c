@@ -332,7 +332,7 @@ static uint64_t bytes_needed(const world *w)
 {
     uint64_t last = 0;
     for (uint64_t slot = 0; slot < SLOTS; slot++) {
-        last = w->in_force.pages[slot].used ? w->pages[slot] : last;
+        last = w->in_force.pages[slot].to_backends ? w->pages[slot] : last;
     }
     return (last / (8 * sizeof(unsigned long)) + 1) * sizeof(unsigned long);
 }
