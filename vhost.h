@@ -2029,24 +2029,36 @@ static const vhost_region *vhosti_find_region(const vhost_table *table, uint64_t
     return left == 1 && gpa >= region->gpa && gpa - region->gpa < region->size ? region : NULL;
 }
 
-/* Whether a table has [gpa, gpa + size) in one region, at `host`. */
-static vhost_why vhosti_check_region(const vhost_table *table, uint64_t gpa, uint64_t size,
-                                     const void *host)
+/* Whether a table has [gpa, gpa + size) at `host`: by fd in one region, as a peer maps each of them
+   somewhere else. */
+static vhost_why vhosti_check_region(const vhost_table *table, vhost_profile profile, uint64_t gpa,
+                                     uint64_t size, const void *host)
 {
-    const vhost_region *region = vhosti_find_region(table, gpa);
-    uint64_t offset = region != NULL ? gpa - region->gpa : 0;
-    if (region == NULL || size > region->size - offset)
-        return VHOST_WHY_RING_UNMAPPED;
-    return (unsigned char *)region->host + offset == host ? VHOST_WHY_NONE : VHOST_WHY_RING_MOVED;
+    const unsigned char *place = (const unsigned char *)host;
+    for (;;) {
+        const vhost_region *region = vhosti_find_region(table, gpa);
+        uint64_t offset = region != NULL ? gpa - region->gpa : 0;
+        uint64_t inside = region != NULL ? region->size - offset : 0;
+        if (region == NULL || (size > inside && profile != VHOST_PROFILE_BY_HOST))
+            return VHOST_WHY_RING_UNMAPPED;
+        if ((unsigned char *)region->host + offset != place)
+            return VHOST_WHY_RING_MOVED;
+        if (size <= inside)
+            return VHOST_WHY_NONE;
+        gpa += inside;
+        size -= inside;
+        place += inside;
+    }
 }
 
 /* A region that was merged into a larger one is removed, but not lost. */
-static bool vhosti_loses_memory(const vhost_table_change *change)
+static bool vhosti_loses_memory(const vhost_table_change *change, vhost_profile profile)
 {
     uint32_t i;
     for (i = 0; i < change->removed_count; i++) {
         const vhost_region *gone = &change->removed[i];
-        if (vhosti_check_region(change->to, gone->gpa, gone->size, gone->host) != VHOST_WHY_NONE)
+        if (vhosti_check_region(change->to, profile, gone->gpa, gone->size, gone->host) !=
+            VHOST_WHY_NONE)
             return true;
     }
     return false;
@@ -2640,7 +2652,8 @@ static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_tabl
 {
     if (device->facts.profile == VHOST_PROFILE_BY_HOST)
         return VHOST_WHY_NONE;
-    return vhosti_check_region(table, mapping->gpa, mapping->size, mapping->host);
+    return vhosti_check_region(table, device->facts.profile, mapping->gpa, mapping->size,
+                               mapping->host);
 }
 
 /* A log that is in use does not grow for a ring: others log to it, in threads of their own. */
@@ -3244,8 +3257,8 @@ static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
     vhost_iotlb entry;
     vhost_why why = vhosti_translate(device, message->iova, write, &entry);
     if (why == VHOST_WHY_NONE && (device->doomed || device->pausing) && /* it has the old table */
-        vhosti_check_region(&device->table->table, entry.gpa, entry.size, entry.host) !=
-            VHOST_WHY_NONE)
+        vhosti_check_region(&device->table->table, device->facts.profile, entry.gpa, entry.size,
+                            entry.host) != VHOST_WHY_NONE)
         why = VHOST_WHY_IOTLB_UNMAPPED;
     if (why != VHOST_WHY_NONE)
         return VHOSTI_FAIL(device, -EFAULT, why, VHOST_OP_NONE, -1, "0x%llx, to %s it",
@@ -3574,7 +3587,7 @@ static bool vhosti_submit_table(vhost_device *device, struct vhosti_table *to)
     vhost_table_change change = vhosti_find_change(device->vm, device->table, to);
     VHOSTI_SUBMIT(device, VHOST_OP_SET_TABLE, -1, to->table.count,
                   device->ops->set_table(device->backend, &change));
-    return vhosti_loses_memory(&change);
+    return vhosti_loses_memory(&change, device->facts.profile);
 }
 
 static void vhosti_submit_config_call(vhost_device *device)
@@ -4201,7 +4214,8 @@ static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const v
     for (i = 0; i < queue->piece_count && why == VHOST_WHY_NONE; i++) {
         const vhost_iotlb *entry = &queue->pieces[i].entry;
         part = queue->pieces[i].part;
-        why = vhosti_check_region(table, entry->gpa, entry->size, entry->host);
+        why =
+            vhosti_check_region(table, device->facts.profile, entry->gpa, entry->size, entry->host);
     }
     if (why != VHOST_WHY_NONE)
         return vhosti_fail_part(device, -EFAULT, why, index, part);

@@ -319,17 +319,34 @@ bool mock_reaches_ring(const mock_backend *mock, uint32_t queue)
            mock_reaches(mock, part[VHOST_USED].address, part[VHOST_USED].size, VHOST_PERMIT_WRITE);
 }
 
-static bool is_in_table(const mock_backend *mock, const vhost_iotlb *entry)
+static const vhost_region *region_of(const mock_backend *mock, uint64_t gpa)
 {
     for (uint32_t i = 0; i < mock->table_count; i++) {
         const vhost_region *region = &mock->table[i];
-        uint64_t offset = entry->gpa - region->gpa;
-        if (entry->gpa >= region->gpa && offset < region->size) {
-            return entry->size <= region->size - offset &&
-                   entry->host == (unsigned char *)region->host + offset;
+        if (gpa >= region->gpa && gpa - region->gpa < region->size) {
+            return region;
         }
     }
-    return false;
+    return NULL;
+}
+
+static bool is_in_table(const mock_backend *mock, const vhost_iotlb *entry)
+{
+    bool by_host = mock->facts.profile == VHOST_PROFILE_BY_HOST;
+    uint64_t done = 0;
+    while (done < entry->size) {
+        const vhost_region *region = region_of(mock, entry->gpa + done);
+        uint64_t offset = region ? entry->gpa + done - region->gpa : 0;
+        if (!region ||
+            (unsigned char *)entry->host + done != (unsigned char *)region->host + offset) {
+            return false;
+        }
+        done += region->size - offset;
+        if (done < entry->size && !by_host) {
+            return false;
+        }
+    }
+    return true;
 }
 
 bool mock_iotlb_is_sound(const mock_backend *mock)
