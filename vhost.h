@@ -1612,6 +1612,10 @@ static int vhosti_check_section(vhost_vm *vm, const vhost_section *section)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_OUTSIDE,
                               "0x%llx+0x%llx, at 0x%llx of 0x%llx bytes", gpa, size, offset,
                               (vhosti_ull)backing->size);
+    if (backing->size - 1 > UINTPTR_MAX - (uintptr_t)backing->host)
+        return VHOSTI_FAIL_VM(vm, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS,
+                              "0x%llx+0x%llx: its backing is 0x%llx bytes at %p", gpa, size,
+                              (vhosti_ull)backing->size, backing->host);
     return 0;
 }
 
