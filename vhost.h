@@ -3854,17 +3854,20 @@ VHOST_DEF int vhost_queue_stop(vhost_device *device, uint32_t queue)
 
 /* ---- reset ---- */
 
-/* D19: nothing of a former life of the guest is left in a queue. */
+/* D19: nothing of a former life of the guest is left: no call, and no news. */
+static void vhosti_drain_event(vhost_device *device, const vhost_event *event)
+{
+    if (event->wait_fd >= 0)
+        (void)device->vm->options.events->test_and_clear(event, device->vm->options.user);
+}
+
 static void vhosti_reset_queue(vhost_device *device, vhost_queue *queue)
 {
-    const vhost_event_ops *events = device->vm->options.events;
     queue->ready = false;
     queue->desc = queue->avail = queue->used = 0;
     memset(&queue->position, 0, sizeof queue->position);
-    if (queue->masked_event.wait_fd >= 0)
-        (void)events->test_and_clear(&queue->masked_event, device->vm->options.user);
-    if (queue->error_event.wait_fd >= 0)
-        (void)events->test_and_clear(&queue->error_event, device->vm->options.user);
+    vhosti_drain_event(device, &queue->masked_event);
+    vhosti_drain_event(device, &queue->error_event);
 }
 
 static int vhosti_reset_backend(vhost_device *device)
@@ -3909,6 +3912,7 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
     memset(&device->acked, 0, sizeof device->acked);
     for (i = 0; i < device->queue_count; i++)
         vhosti_reset_queue(device, &device->queues[i]);
+    vhosti_drain_event(device, &device->config_event);
     vhosti_enter(device, VHOST_STATE_STOPPED);
     return 0;
 }

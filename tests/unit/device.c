@@ -22,6 +22,14 @@ TEST init_only_opens(fixture *f)
     PASS();
 }
 
+TEST a_back_end_need_not_have_a_name(fixture *f)
+{
+    f->mock[0].facts.name = NULL;
+    ASSERT_OK(fixture_attach(f, 0));
+    ASSERT_STR_EQ("back-end", f->device[0].facts.name);
+    PASS();
+}
+
 typedef struct required_op {
     const char *name;
     size_t offset;
@@ -471,6 +479,31 @@ TEST a_start_of_which_only_the_refused_is_left_is_undone(fixture *f)
     PASS();
 }
 
+/* What was queued behind the failure is undone only where it was done. */
+TEST a_failed_start_undoes_what_was_done(fixture *f)
+{
+    static const unsigned submitted[MOCK_MODE_COUNT] = {0, 1, 2, 0};
+    ASSERT_OK(fixture_stopped_device(f));
+    mock_forget(&f->mock[0]);
+    mock_refuse(&f->mock[0], VHOST_OP_SET_RING_SIZE, 1, -EPERM);
+    ASSERT_INT(-EPERM, vhost_device_start(&f->device[0]));
+    ASSERT_INT(VHOST_STATE_STOPPED, f->device[0].state);
+    ASSERT_UINT(submitted[f->mode], mock_count(&f->mock[0], VHOST_OP_SET_CONFIG_CALL, -1));
+    ASSERT_UINT(submitted[f->mode], mock_count(&f->mock[0], VHOST_OP_SET_RUNNING, -1));
+    return fixture_check(f);
+}
+
+TEST a_failed_start_does_not_undo_what_was_refused(fixture *f)
+{
+    ASSERT_OK(fixture_stopped_device(f));
+    mock_forget(&f->mock[0]);
+    mock_refuse(&f->mock[0], VHOST_OP_SET_CONFIG_CALL, -1, -EPERM);
+    ASSERT_INT(-EPERM, vhost_device_start(&f->device[0]));
+    ASSERT_INT(VHOST_STATE_STOPPED, f->device[0].state);
+    ASSERT_UINT(1, mock_count(&f->mock[0], VHOST_OP_SET_CONFIG_CALL, -1));
+    return fixture_check(f);
+}
+
 /* The last operation of start fails, and then the rings cannot be disabled. */
 TEST a_start_that_cannot_be_undone_breaks_the_device(fixture *f)
 {
@@ -892,6 +925,27 @@ TEST broken_rings_are_told_by_their_number(fixture *f)
     PASS();
 }
 
+/* A driver that resets its device knows nothing of what was before. */
+TEST news_of_a_former_life_are_not_told(fixture *f)
+{
+    for (int broken = 0; broken < 2; broken++) {
+        ASSERT_OK(fixture_running_device(f));
+        mock_ring_error(&f->mock[0], 2);
+        mock_config_change(&f->mock[0]);
+        if (broken) {
+            fixture_break(f, 0);
+            mock_revive(&f->mock[0]);
+        }
+        (void)vhost_device_stop(&f->device[0]);
+        ASSERT_OK(vhost_device_reset(&f->device[0]));
+        ASSERT_OK(vhost_device_process(&f->device[0]));
+        ASSERT_UINT(0, f->queue_errors[2]);
+        ASSERT_UINT(0, f->configs);
+        CHECK_CALL(fixture_renew(f));
+    }
+    PASS();
+}
+
 TEST poll_fds_are_the_waiting_ends(fixture *f)
 {
     int fds[16];
@@ -1248,6 +1302,7 @@ TEST every_call_in_every_state(fixture *f)
 static void run_init(void)
 {
     RUN_BOTH(init_only_opens);
+    RUN_PLAIN(a_back_end_need_not_have_a_name);
     RUN_PLAIN(init_needs_every_required_operation);
     RUN_PLAIN(a_back_end_needs_no_more_than_what_is_required);
     RUN_PLAIN(init_of_more_queues_than_the_back_end_has);
@@ -1278,6 +1333,8 @@ static void run_start(void)
     RUN_BOTH(starting_and_stopping_leaves_nothing_behind);
     RUN_ALL(a_start_that_was_refused_can_be_repeated);
     RUN_PLAIN(a_start_of_which_only_the_refused_is_left_is_undone);
+    RUN_ALL(a_failed_start_undoes_what_was_done);
+    RUN_ALL(a_failed_start_does_not_undo_what_was_refused);
     RUN_FIXTURE(a_start_of_which_only_the_refused_is_left_is_undone, MOCK_QUEUED_REFUSING);
     RUN_ALL(a_start_that_cannot_be_undone_breaks_the_device);
     RUN_ALL(a_failed_start_does_not_lose_what_a_ring_did_meanwhile);
@@ -1312,6 +1369,7 @@ static void run_config_and_news(void)
     RUN_BOTH(config_space_arguments_are_checked);
     RUN_ALL(config_space_that_the_back_end_refuses);
     RUN_BOTH(config_changes_are_told);
+    RUN_BOTH(news_of_a_former_life_are_not_told);
     RUN_BOTH(no_config_change_is_told_for_a_start);
     RUN_BOTH(stop_takes_the_config_notifier_back);
     RUN_BOTH(news_need_no_listener);

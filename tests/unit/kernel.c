@@ -906,6 +906,17 @@ TEST passed_fds_are_closed_by_close_alone(bench *b)
     PASS();
 }
 
+TEST what_is_closed_cannot_be_attached(bench *b)
+{
+    ASSERT_OK(open_net(b, 2));
+    vhost_kernel_close(&b->net);
+    fake_kernel_forget(&b->kernel);
+    ASSERT_FAILS(b->f, attach_device(b), &b->device.last_error, -EINVAL, VHOST_WHY_BACKEND_REFUSED);
+    ASSERT_INT(VHOST_WHY_ARGUMENT, b->net.last_error.why);
+    ASSERT_UINT(0, b->kernel.count);
+    PASS();
+}
+
 TEST passed_fds_are_owned_once(bench *b)
 {
     ASSERT_OK(running_on_passed_fds(b, 2));
@@ -1162,6 +1173,18 @@ TEST nothing_to_read_is_no_error(bench *b)
     ASSERT_OK(running(b, 3));
     ASSERT_OK(vhost_device_process(&b->device));
     ASSERT_UINT(3, fake_kernel_count(&b->kernel, FAKE_READ, -1));
+    PASS();
+}
+
+/* An old kernel cannot be read. */
+TEST fds_without_an_iotlb_are_not_read(bench *b)
+{
+    int fds[3 * QUEUES];
+    b->kernel.lacks[1] = PLATFORM; /* one is enough: the feature is not offered then */
+    ASSERT_OK(running(b, 3));
+    ASSERT_UINT(6, vhost_device_poll_fds(&b->device, fds, 3 * QUEUES));
+    ASSERT_OK(vhost_device_process(&b->device));
+    ASSERT_UINT(0, fake_kernel_count(&b->kernel, FAKE_READ, -1));
     PASS();
 }
 
@@ -1741,6 +1764,7 @@ static void fds(void)
     RUN_KERNEL(what_init_opened_cleanup_closes);
     RUN_KERNEL(a_pair_that_cannot_be_opened_closes_the_others);
     RUN_KERNEL(passed_fds_are_closed_by_close_alone);
+    RUN_KERNEL(what_is_closed_cannot_be_attached);
     RUN_KERNEL(passed_fds_are_owned_once);
     RUN_KERNEL(passed_fds_stay_the_callers_where_opening_fails);
     RUN_KERNEL(an_fd_with_an_owner_is_refused);
@@ -1772,6 +1796,7 @@ static void iotlb_messages(void)
     RUN_KERNEL(an_old_kernel_gets_old_messages);
     RUN_KERNEL(a_refused_message_is_an_error);
     RUN_KERNEL(nothing_to_read_is_no_error);
+    RUN_KERNEL(fds_without_an_iotlb_are_not_read);
     RUN_KERNEL(every_fd_is_polled);
     RUN_KERNEL(a_message_of_a_wrong_size_or_version_breaks_the_device);
 }

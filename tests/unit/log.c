@@ -1350,6 +1350,21 @@ TEST ranges_go_on_over_section_borders(fixture *f)
     return takes_just(f, NEAR, 82 * PAGE);
 }
 
+/* The first section that it reaches may begin before it, or not. */
+TEST a_sync_may_begin_within_a_section(fixture *f)
+{
+    ranges taken;
+    ASSERT_OK(logging_device(f));
+    for (uint64_t gpa = NEAR - PAGE; gpa <= NEAR + 64 * PAGE; gpa += 65 * PAGE / 5) {
+        uint64_t dirty = NEAR + 63 * PAGE;
+        mock_dirty(&f->mock[0], dirty);
+        ASSERT_OK(take(f, gpa, EVERYTHING - gpa, &taken));
+        ASSERT_UINT(gpa <= dirty, taken.count);
+        ASSERT_U64(0, taken.sink.pages_dropped);
+    }
+    PASS();
+}
+
 TEST a_sync_takes_its_own_pages_only(fixture *f)
 {
     ranges taken;
@@ -1765,6 +1780,7 @@ static void run_sync(void)
     RUN_BOTH(a_page_dirtied_by_many_is_handed_over_once);
     RUN_PLAIN(ranges_are_coalesced_and_ascend);
     RUN_PLAIN(ranges_go_on_over_section_borders);
+    RUN_PLAIN(a_sync_may_begin_within_a_section);
     RUN_PLAIN(a_sync_takes_its_own_pages_only);
     RUN_PLAIN(what_lies_beyond_the_last_section_is_clean);
     RUN_PLAIN(pages_outside_of_every_section_are_dropped_and_counted);

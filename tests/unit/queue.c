@@ -500,6 +500,20 @@ TEST a_certain_packed_ring_begins_at_avail_and_used(fixture *f)
     PASS();
 }
 
+TEST a_packed_position_outside_of_the_ring_is_refused(fixture *f)
+{
+    vhost_position *position = &f->queue[0][1].position;
+    ASSERT_OK(stopped_with(f, packed));
+    position->state = VHOST_POSITION_CERTAIN;
+    position->avail = (uint16_t)(0x8000 | f->queue[0][1].size);
+    CHECK_CALL(start_refused(f, -EINVAL, VHOST_WHY_ARGUMENT));
+    position->used = position->avail;
+    position->avail = 0;
+    CHECK_CALL(start_refused(f, -EINVAL, VHOST_WHY_ARGUMENT));
+    position->used--;
+    return start_and_stop(f);
+}
+
 TEST a_guessed_position_is_refused(fixture *f)
 {
     ASSERT_OK(stopped_with(f, 0));
@@ -1171,6 +1185,7 @@ static void run_positions(void)
     RUN_BOTH(an_initial_packed_ring_begins_with_both_wrap_counters_set);
     RUN_BOTH(a_certain_split_ring_begins_at_avail);
     RUN_BOTH(a_certain_packed_ring_begins_at_avail_and_used);
+    RUN_BOTH(a_packed_position_outside_of_the_ring_is_refused);
     RUN_BOTH(a_guessed_position_is_refused);
     RUN_BOTH(a_guessed_position_of_a_queue_that_is_not_ready_is_no_matter);
     RUN_BOTH(stop_finds_the_used_index);
