@@ -760,6 +760,8 @@ typedef struct vhost_fence {
    open takes ownership and fills in the facts, which are zero before; if it fails, close is not
    called. A table may be empty. UNMAP of 0 and UINT64_MAX bytes means everything; the pages of
    rings are sent again after it. poll_fds may return more than capacity.
+   The memory of a log stays until the fence of what replaces it, or of set_features without
+   LOG_ALL, or of a stop; nothing may be written to it afterwards.
    A ring runs from the last of set_ring_kick, enable_ring(on) and set_running(on) that the back-end
    has, and is to be looked at then without a kick: buffers may wait in it. It stops at
    set_running(off), else enable_ring(off), else get_ring_base.

@@ -136,6 +136,8 @@ typedef struct vhosti_kernel_fd {
     int tap;         /* or -1 */
     bool owned;      /* SET_OWNER was done */
     bool furnished;  /* and what goes with it */
+    bool has_worker; /* of that: a thread for its second queue */
+    uint32_t worker;
     bool sticks;     /* it had ACCESS_PLATFORM since */
     bool enabled[2]; /* queues with the tap behind them */
 } vhosti_kernel_fd;
@@ -470,7 +472,8 @@ static void vhosti_kernel_close_fd(vhost_kernel *kernel, vhosti_kernel_fd *one)
     if (one->fd >= 0)
         (void)kernel->options.calls->close(one->fd, kernel->options.user);
     one->fd = -1;
-    one->owned = one->furnished = one->sticks = one->enabled[0] = one->enabled[1] = false;
+    one->owned = one->furnished = one->has_worker = one->sticks = false;
+    one->enabled[0] = one->enabled[1] = false;
 }
 
 static void vhosti_kernel_close_fds(vhost_kernel *kernel)
@@ -525,19 +528,21 @@ static int vhosti_kernel_unblock(vhost_kernel *kernel, uint32_t i)
     return vhosti_kernel_ioctl(kernel, i, "FIONBIO", FIONBIO, &on);
 }
 
-/* A thread for each queue but the first, which keeps the one that SET_OWNER made. */
-static int vhosti_kernel_add_workers(vhost_kernel *kernel, uint32_t i)
+/* A thread for the second queue; the first keeps the one that SET_OWNER made. */
+static int vhosti_kernel_add_worker(vhost_kernel *kernel, uint32_t i)
 {
-    vhosti_kernel_state worker = {0, 0};
+    vhosti_kernel_fd *one = &kernel->fds[i];
+    vhosti_kernel_state worker = {1, 0};
     int code = 0;
     if (!kernel->options.worker_per_queue)
         return 0;
-    for (worker.index = 1; worker.index < VHOSTI_KERNEL_NET_RINGS && code >= 0; worker.index++) {
-        code = vhosti_kernel_ask(kernel, i, "NEW_WORKER", VHOSTI_KERNEL_NEW_WORKER, &worker.number);
-        if (code >= 0)
-            code = vhosti_kernel_ioctl(kernel, i, "ATTACH_VRING_WORKER",
-                                       VHOSTI_KERNEL_ATTACH_VRING_WORKER, &worker);
-    }
+    if (!one->has_worker)
+        code = vhosti_kernel_ask(kernel, i, "NEW_WORKER", VHOSTI_KERNEL_NEW_WORKER, &one->worker);
+    one->has_worker = code >= 0;
+    worker.number = one->worker;
+    if (code >= 0)
+        code = vhosti_kernel_ioctl(kernel, i, "ATTACH_VRING_WORKER",
+                                   VHOSTI_KERNEL_ATTACH_VRING_WORKER, &worker);
     return code == -ENOTSUP ? 0 : code;
 }
 
@@ -547,13 +552,13 @@ static int vhosti_kernel_step_log_fd(vhost_kernel *kernel, uint32_t i, const voi
     return vhosti_kernel_ioctl(kernel, i, "SET_LOG_FD", VHOSTI_KERNEL_SET_LOG_FD, &fd);
 }
 
-/* What goes with an owner, and comes with the next one again. */
+/* What goes with an owner, and comes with the next one again. May be tried again. */
 static int vhosti_kernel_furnish_fd(vhost_kernel *kernel, uint32_t i)
 {
     int code;
     if (kernel->fds[i].furnished)
         return 0;
-    code = vhosti_kernel_add_workers(kernel, i);
+    code = vhosti_kernel_add_worker(kernel, i);
     if (code >= 0 && kernel->log_fd >= 0)
         code = vhosti_kernel_step_log_fd(kernel, i, &kernel->log_fd);
     kernel->fds[i].furnished = code >= 0;
@@ -703,7 +708,7 @@ static int vhosti_kernel_unstick(vhost_kernel *kernel, const vhost_features *fea
             continue;
         code = vhosti_kernel_ioctl(kernel, i, "RESET_OWNER", VHOSTI_KERNEL_RESET_OWNER, NULL);
         if (code >= 0)
-            one->owned = one->furnished = one->sticks = false;
+            one->owned = one->furnished = one->has_worker = one->sticks = false;
     }
     return code;
 }
@@ -766,6 +771,8 @@ static int vhosti_kernel_op_set_features(void *backend, const vhost_features *fe
     if (code < 0)
         return code;
     kernel->features = *features;
+    if (!vhost_features_test(features, VHOST_FEATURE_LOG_ALL))
+        kernel->log_base = 0; /* that memory goes now: no way leads back to it */
     return vhosti_kernel_set_backend_features(kernel);
 }
 

@@ -735,6 +735,39 @@ TEST a_log_is_taken_back_where_the_last_fd_refuses(bench *b)
     PASS();
 }
 
+/* The memory of a log goes with the logging: no fd is led back to it. */
+TEST a_log_that_has_ended_is_not_put_back(bench *b)
+{
+    ASSERT_OK(running(b, 2));
+    ASSERT_OK(vhost_log_start(&b->f->vm));
+    ASSERT_OK(vhost_log_stop(&b->f->vm));
+    fake_kernel_refuse(&b->kernel, FAKE_SET_LOG_BASE, fd_number(1), 0, -ENOMEM);
+    ASSERT_INT(-ENOMEM, vhost_log_start(&b->f->vm));
+    const fake_call *last = fake_kernel_last(&b->kernel, FAKE_SET_LOG_BASE, fd_number(0));
+    ASSERT_U64(0, fake_kernel_number(last->bytes, 8));
+    PASS();
+}
+
+/* Passed fds stay open where opening fails, and keep what they have. */
+TEST a_worker_is_made_once_however_often_opening_fails(bench *b)
+{
+    static const fake_op refused[] = {FAKE_ATTACH_VRING_WORKER, FAKE_SET_LOG_FD};
+    b->options.worker_per_queue = true;
+    ASSERT_OK(fixture_map_default(b->f));
+    ASSERT_OK(pass_fds(b, 2));
+    b->net.log_fd = 77;
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        fake_kernel_refuse(&b->kernel, refused[i], fd_number(1), 0, -ENOMEM);
+        ASSERT_INT(-ENOMEM, attach_device(b));
+        fake_kernel_relent(&b->kernel);
+    }
+    ASSERT_OK(attach_device(b));
+    ASSERT_UINT(1, fake_kernel_count(&b->kernel, FAKE_NEW_WORKER, fd_number(0)));
+    ASSERT_UINT(1, fake_kernel_count(&b->kernel, FAKE_NEW_WORKER, fd_number(1)));
+    ASSERT_OK(vhost_device_start(&b->device));
+    return check_state(b);
+}
+
 TEST a_log_fd_is_taken_back_where_the_last_fd_refuses(bench *b)
 {
     ASSERT_OK(stopped(b, 2));
@@ -1744,6 +1777,8 @@ static void several_pairs(void)
     RUN_KERNEL(a_first_table_cannot_be_taken_back);
     RUN_KERNEL(a_log_is_taken_back_where_the_last_fd_refuses);
     RUN_KERNEL(a_log_fd_is_taken_back_where_the_last_fd_refuses);
+    RUN_KERNEL(a_log_that_has_ended_is_not_put_back);
+    RUN_KERNEL(a_worker_is_made_once_however_often_opening_fails);
     RUN_KERNEL(a_start_that_cannot_be_undone_breaks);
     RUN_KERNEL(a_refused_tap_leaves_a_stopped_device);
 }
