@@ -280,11 +280,11 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 
    Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
    vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call
-   on the VM or any of its devices at the same time. vhost_queue_*, vhost_device_process,
-   _get_config, _set_config, _unmapped and vhost_iotlb_message need their device to themselves: one
-   thread per device. vhost_memory_find and vhost_device_offer may run beside those. A
-   readers-writer lock of the VMM says exactly this. Callbacks of different devices can run side by
-   side.
+   on the VM or any of its devices at the same time. vhost_queue_*, vhost_device_process, _poll_fds,
+   _table, _get_config, _set_config, _unmapped and vhost_iotlb_message need their device to
+   themselves: one thread per device. vhost_memory_find, vhost_memory_free_slots and
+   vhost_device_offer may run beside those. A readers-writer lock of the VMM says exactly this.
+   Callbacks of different devices can run side by side.
 
 13. ERRORS
 
@@ -345,6 +345,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 
    macro                     default              define it where
    VHOST_IMPLEMENTATION      off                  in one file, before the include
+   VHOST_KERNEL_IMPLEMENTA-  as VHOST_IMPLEMEN-   in one file, before that header, where its code
+   TION, VHOST_USER_IMPLE-   TATION               shall not be in the same file as that of vhost.h
+   MENTATION
    VHOST_STATIC              off                  with it, never alone: all functions are static
    VHOST_REALLOC, _CALLOC,   realloc, calloc,     implementation file; all three or none
    _FREE                     free
@@ -1245,7 +1248,7 @@ static void *vhosti_grow(vhost_vm *vm, void *array, uint32_t *capacity, uint32_t
     if (array != NULL && need <= *capacity)
         return array;
     while (roomy < need)
-        roomy *= 2;
+        roomy = roomy > UINT32_MAX / 2 ? UINT32_MAX : roomy * 2;
     if ((uint64_t)roomy * size > SIZE_MAX)
         return NULL;
     grown = vhosti_allocate(vm, array, roomy * size);
@@ -3422,11 +3425,18 @@ static bool vhosti_is_attached(const vhost_vm *vm, const vhost_device *device)
     return other != NULL;
 }
 
-/* Whether another device has the same queues or the same back-end object. */
+static bool vhosti_share_queues(const vhost_device *a, const vhost_device *b)
+{
+    uintptr_t first = (uintptr_t)a->queues, second = (uintptr_t)b->queues;
+    return first < second + b->queue_count * sizeof *b->queues &&
+           second < first + a->queue_count * sizeof *a->queues;
+}
+
+/* Whether another device has one of the queues, or the same back-end object. */
 static bool vhosti_is_shared(const vhost_device *device)
 {
     const vhost_device *other = device->vm->devices;
-    while (other != NULL && other->queues != device->queues &&
+    while (other != NULL && !vhosti_share_queues(device, other) &&
            (other->backend != device->backend || device->backend == NULL))
         other = other->next;
     return other != NULL;

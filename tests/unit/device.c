@@ -779,6 +779,31 @@ TEST a_device_is_attached_once(fixture *f)
     return fixture_check(f);
 }
 
+/* One queue in two devices is one too many; neighbours in one array are fine. */
+TEST devices_share_no_queue(fixture *f)
+{
+    vhost_queue queues[4];
+    for (unsigned q = 0; q < 4; q++) {
+        vhost_queue_init(&queues[q]);
+    }
+    ASSERT_OK(vhost_device_init(&f->device[0], &f->vm, &f->mock[0].ops, &f->mock[0], queues + 1, 2,
+                                NULL));
+    for (unsigned first = 0; first < 3; first++) {
+        ASSERT_INT(-EBUSY,
+                   vhost_device_init(&f->device[1], &f->vm, &f->mock[1].ops, &f->mock[1],
+                                     queues + first, first == 0 ? 4 : 1 + (first == 2), NULL));
+        ASSERT_INT(VHOST_WHY_STATE, f->device[1].last_error.why);
+    }
+    ASSERT_OK(
+        vhost_device_init(&f->device[1], &f->vm, &f->mock[1].ops, &f->mock[1], queues, 1, NULL));
+    ASSERT_OK(vhost_device_init(&f->device[2], &f->vm, &f->mock[2].ops, &f->mock[2], queues + 3, 1,
+                                NULL));
+    for (unsigned d = 0; d < 3; d++) {
+        vhost_device_cleanup(&f->device[d]);
+    }
+    PASS();
+}
+
 /* A driver goes on masking and unmasking while the VMM sees to a reset. */
 TEST an_unmask_of_a_broken_device_counts_after_its_reset(fixture *f)
 {
@@ -1358,6 +1383,7 @@ static void run_stop_and_reset(void)
     RUN_BOTH(reset_of_a_broken_device_reads_the_facts_anew);
     RUN_BOTH(reset_of_a_back_end_that_came_back_with_too_few_slots);
     RUN_BOTH(a_device_is_attached_once);
+    RUN_PLAIN(devices_share_no_queue);
     RUN_BOTH(an_unmask_of_a_broken_device_counts_after_its_reset);
     RUN_BOTH(a_back_end_is_closed_once);
 }
