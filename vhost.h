@@ -345,9 +345,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 
    macro                     default              define it where
    VHOST_IMPLEMENTATION      off                  in one file, before the include
-   VHOST_KERNEL_IMPLEMENTA-  as VHOST_IMPLEMEN-   in one file, before that header, where its code
-   TION, VHOST_USER_IMPLE-   TATION               shall not be in the same file as that of vhost.h
-   MENTATION
+   VHOST_KERNEL_IMPLEMENTATION, VHOST_USER_IMPLEMENTATION
+                             as the one above     in one file, before that header: its code alone
    VHOST_STATIC              off                  with it, never alone: all functions are static
    VHOST_REALLOC, _CALLOC,   realloc, calloc,     implementation file; all three or none
    _FREE                     free
