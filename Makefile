@@ -28,8 +28,10 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 .PHONY: demo
-demo: build/examples/vhost_net ## build the first example and run it (needs only a C compiler)
+demo: build/examples/vhost_net build/examples/vhost_user_net ## run the network examples (needs only a C compiler)
 	@build/examples/vhost_net
+	@echo
+	@build/examples/vhost_user_net
 
 .PHONY: demo-vm
 demo-vm: build/examples/vhost_net ## run it on real Linux kernels, each in a virtual machine
@@ -228,9 +230,10 @@ build/unit/%:
 	$(LINK) -pthread $^ -o $@
 
 EXAMPLES_SHARED = $(MEMORY_BACKEND) $(basename $(wildcard examples/common/*.c))
+build/examples/vhost_user_net: build/cc/tests/support/user_backend.o
 build/examples/%: build/cc/examples/%.o $(EXAMPLES_SHARED:%=build/cc/%.o)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $^ -o $@
+	$(CC) $(CFLAGS) -pthread $^ -o $@
 
 build/real/%: build/cc/tests/real/%.o $(patsubst %,build/cc/%.o,$(SUPPORT) $(IMPLEMENTATION))
 	@mkdir -p $(@D)

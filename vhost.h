@@ -173,8 +173,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    Not every section goes to back-ends: ROM does not, nor a read-only backing (nothing may write
    them), nor a section with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must
    see every write to it).
-   Rings may stand in any section all the same, but used rings not in ROM. (Behind a vIOMMU they
-   stand in what goes to back-ends, like everything else.)
+   Rings may stand in any section all the same, but used rings not in ROM, nor above the memory that
+   goes to back-ends. (Behind a vIOMMU they stand in it, like everything else.)
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
 
@@ -223,6 +223,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the
    device, take the guess by setting CERTAIN. The driver's view of what was signalled
    (signalled_used, of event indexes) is void after any stop: recompute it.
+   Without used_certain, buffers between position.used and position.avail are still in flight,
+   though the back-end should have waited for them: only this back-end, or a record of requests in
+   flight, can finish them. Do not migrate, nor take its memory away, before they are used.
    Packed positions: bits 0-14 index, bit 15 wrap counter, as in virtio.
    call_fd -1 is a queue without an interrupt vector. kick_fd -1 is a back-end that polls.
    While a queue is masked its calls go to a notifier of the library: vhost_queue_pending tests it,
@@ -244,12 +247,12 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       on the other side     vhost_queue.position = {CERTAIN, avail, used}, then vhost_device_start
       at the end            vhost_log_stop
 
-   A log has one bit per 4 KiB from gpa 0 to the end of the last section that goes to back-ends, or
-   of the last running ring where that is beyond; it grows before the back-ends' tables do, and
-   shrinks after them, once it is clean there. A ring beyond it cannot start while the VM logs. What
-   a sync finds outside of every section is dropped, and counted: sync before a commit that takes
-   away memory which may come back. The devices of one kind share one log, so a process that is a
-   back-end could clear the bits of another.
+   A log has one bit per 4 KiB from gpa 0 to the end of what back-ends may write; it grows before
+   the back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds
+   outside of every section is dropped, and counted: sync before a commit that takes away memory
+   which may come back. The devices of one kind share one log, so that a process that is a back-end
+   could clear the bits of another, unless one of the two has vhost_device_options.own_log. A log of
+   its own costs as much memory again, and a pass of each sync.
 
 10. BEHIND A vIOMMU
 
@@ -345,8 +348,6 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 
    macro                     default              define it where
    VHOST_IMPLEMENTATION      off                  in one file, before the include
-   VHOST_KERNEL_IMPLEMENTATION, VHOST_USER_IMPLEMENTATION
-                             as the one above     in one file, before that header: its code alone
    VHOST_STATIC              off                  with it, never alone: all functions are static
    VHOST_REALLOC, _CALLOC,   realloc, calloc,     implementation file; all three or none
    _FREE                     free
@@ -355,6 +356,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    VHOST_LOAD, _EXCHANGE,    __atomic_*, relaxed  implementation file; of an unsigned long in
    _FETCH_AND, _FETCH_OR                          memory that a back-end writes; all four or none
    VHOST_NO_POSIX            off                  implementation file; then options.events is needed
+   VHOST_KERNEL_             as the first one     in one file, before the include of vhost_kernel.h:
+   IMPLEMENTATION                                 that alone, where vhost.h is implemented elsewhere
    --------------------------------------------------------------------------------------------- */
 
 #if defined(VHOST_STATIC) && defined(__GNUC__)
@@ -405,7 +408,6 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_RING_UNMAPPED, "a ring part is not, or not wholly, in guest memory")               \
     X(VHOST_WHY_RING_READ_ONLY, "a ring part that the device writes is in ROM")                    \
     X(VHOST_WHY_RING_MOVED, "the memory under a running ring was moved")                           \
-    X(VHOST_WHY_RING_UNLOGGED, "a ring part that the device writes is beyond the dirty log")       \
     X(VHOST_WHY_RING_ERROR, "the back-end found an error in a ring")                               \
     X(VHOST_WHY_POSITION_GUESSED, "the queue's position is only a guess")                          \
     X(VHOST_WHY_LOG_UNSUPPORTED, "the back-end cannot log what it writes")                         \
@@ -634,7 +636,7 @@ typedef struct vhost_position {
     vhost_position_state state; /* of `avail`, and if packed of `used` */
     uint16_t avail;             /* next available entry it takes */
     uint16_t used;              /* next used entry it writes; after a stop, as found */
-    bool used_certain;          /* after a stop: `used` is final */
+    bool used_certain;          /* after a stop: `used` is final, nothing is in flight */
 } vhost_position;
 
 /* One ring part as mapped. */
@@ -762,8 +764,8 @@ typedef struct vhost_fence {
    open takes ownership and fills in the facts, which are zero before; if it fails, close is not
    called. A table may be empty. UNMAP of 0 and UINT64_MAX bytes means everything; the pages of
    rings are sent again after it. poll_fds may return more than capacity.
-   The memory of a log stays until the fence of what replaces it, or of set_features without
-   LOG_ALL, or of a stop; nothing may be written to it afterwards.
+   The memory of a log stays until the next set_log, a set_features without LOG_ALL, or the stop of
+   the last ring is done.
    A ring runs from the last of set_ring_kick, enable_ring(on) and set_running(on) that the back-end
    has, and is to be looked at then without a kick: buffers may wait in it. It stops at
    set_running(off), else enable_ring(off), else get_ring_base.
@@ -875,8 +877,8 @@ struct vhost_vm {
     vhost_device *devices;
     struct vhosti_table *tables[VHOST_PROFILE_COUNT]; /* NULL: profile not in use */
     bool logging;
-    struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT]; /* while logging: of the kinds in use */
-    vhost_region *difference;                        /* room for removed, then added */
+    struct vhosti_log *logs;  /* while logging: a list */
+    vhost_region *difference; /* room for removed, then added */
     uint32_t difference_capacity;
     uint64_t last_serial; /* given to a section */
     uint64_t last_log;    /* id given to a log */
@@ -895,6 +897,7 @@ typedef struct vhost_device_options { /* zero is the default of each */
     void *user;                       /* passed to every function below and in `memory` */
     const vhost_memory_ops *memory;   /* default: guest physical addresses */
     const vhost_features *its_bits;   /* default: facts.its_bits; borrowed until cleanup */
+    bool own_log; /* a dirty log of its own, so that its back-end cannot clear the bits of others */
     void (*on_broken)(vhost_device *device, void *user); /* device->last_error says why */
     void (*on_queue_error)(vhost_device *device, uint32_t queue, void *user);
     void (*on_config)(vhost_device *device, void *user);
@@ -1026,8 +1029,7 @@ VHOST_API int vhost_device_ack(vhost_device *device, vhost_features accepted);
 
 /* Hands the ready queues to the back-end, features and memory table first, and lets it run. Every
    ring is mapped and checked before the back-end is told anything of it. -EINVAL: a queue's size,
-   alignment or position; -EFAULT: a ring is not in memory, or beyond the log; -ENOTSUP; or what the
-   back-end said. */
+   alignment or position; -EFAULT: a ring is not in memory; -ENOTSUP; or what the back-end said. */
 VHOST_API int vhost_device_start(vhost_device *device);
 
 /* Takes the queues back. Always completes, returns the first error; see manual, chapter 5. */
@@ -1099,7 +1101,7 @@ VHOST_API int vhost_log_start(vhost_vm *vm);
 VHOST_API int vhost_log_stop(vhost_vm *vm);
 
 /* Takes and clears the dirty bits of [gpa, gpa + size), multiples of 4 KiB, and hands them to the
-   sink. What lies beyond the log is clean. Back-ends go on logging meanwhile. -EBUSY: the
+   sink. What lies beyond the last section is clean. Back-ends go on logging meanwhile. -EBUSY: the
    VM does not log; -EINVAL: the range, or sink->bits has no room for all of it. */
 VHOST_API int vhost_log_sync(vhost_vm *vm, uint64_t gpa, uint64_t size, vhost_log_sink *sink);
 
@@ -1246,8 +1248,10 @@ static void *vhosti_grow(vhost_vm *vm, void *array, uint32_t *capacity, uint32_t
     void *grown;
     if (array != NULL && need <= *capacity)
         return array;
+    if (need > UINT32_MAX / 2 + 1) /* no doubling gets there */
+        return NULL;
     while (roomy < need)
-        roomy = roomy > UINT32_MAX / 2 ? UINT32_MAX : roomy * 2;
+        roomy *= 2;
     if ((uint64_t)roomy * size > SIZE_MAX)
         return NULL;
     grown = vhosti_allocate(vm, array, roomy * size);
@@ -1612,14 +1616,14 @@ static int vhosti_check_section(vhost_vm *vm, const vhost_section *section)
                               backing->host);
     if (gpa + (size - 1) < gpa)
         return VHOSTI_FAIL_VM(vm, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS, "0x%llx+0x%llx", gpa, size);
+    if (backing->size - 1 > UINTPTR_MAX - (uintptr_t)backing->host)
+        return VHOSTI_FAIL_VM(vm, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS,
+                              "a backing of 0x%llx bytes at %p", (vhosti_ull)backing->size,
+                              backing->host);
     if (offset > backing->size || size > backing->size - offset)
         return VHOSTI_FAIL_VM(vm, -EINVAL, VHOST_WHY_SECTION_OUTSIDE,
                               "0x%llx+0x%llx, at 0x%llx of 0x%llx bytes", gpa, size, offset,
                               (vhosti_ull)backing->size);
-    if (backing->size - 1 > UINTPTR_MAX - (uintptr_t)backing->host)
-        return VHOSTI_FAIL_VM(vm, -EOVERFLOW, VHOST_WHY_SECTION_WRAPS,
-                              "0x%llx+0x%llx: its backing is 0x%llx bytes at %p", gpa, size,
-                              (vhosti_ull)backing->size, backing->host);
     return 0;
 }
 
@@ -2037,39 +2041,45 @@ static const vhost_region *vhosti_find_region(const vhost_table *table, uint64_t
     return left == 1 && gpa >= region->gpa && gpa - region->gpa < region->size ? region : NULL;
 }
 
-/* Whether a table has [gpa, gpa + size) at `host`: by fd in one region, as a peer maps each of them
-   somewhere else. */
-static vhost_why vhosti_check_region(const vhost_table *table, vhost_profile profile, uint64_t gpa,
-                                     uint64_t size, const void *host)
+/* Whether a table has [gpa, gpa + size) at `host`, in however many regions. */
+static vhost_why vhosti_check_regions(const vhost_table *table, uint64_t gpa, uint64_t size,
+                                      const void *host)
 {
-    const unsigned char *place = (const unsigned char *)host;
-    for (;;) {
-        const vhost_region *region = vhosti_find_region(table, gpa);
-        uint64_t offset = region != NULL ? gpa - region->gpa : 0;
-        uint64_t inside = region != NULL ? region->size - offset : 0;
-        if (region == NULL || (size > inside && profile != VHOST_PROFILE_BY_HOST))
+    uint64_t done = 0;
+    while (done < size) {
+        const vhost_region *region = vhosti_find_region(table, gpa + done);
+        uint64_t offset = region != NULL ? gpa + done - region->gpa : 0;
+        if (region == NULL)
             return VHOST_WHY_RING_UNMAPPED;
-        if ((unsigned char *)region->host + offset != place)
+        if ((unsigned char *)region->host + offset != (const unsigned char *)host + done)
             return VHOST_WHY_RING_MOVED;
-        if (size <= inside)
-            return VHOST_WHY_NONE;
-        gpa += inside;
-        size -= inside;
-        place += inside;
+        done += region->size - offset;
     }
+    return VHOST_WHY_NONE;
 }
 
-/* A region that was merged into a larger one is removed, but not lost. */
-static bool vhosti_loses_memory(const vhost_table_change *change, vhost_profile profile)
+/* A region that was merged into a larger one, or cut in two, is removed, but not lost. */
+static bool vhosti_loses_memory(const vhost_table_change *change)
 {
     uint32_t i;
     for (i = 0; i < change->removed_count; i++) {
         const vhost_region *gone = &change->removed[i];
-        if (vhosti_check_region(change->to, profile, gone->gpa, gone->size, gone->host) !=
-            VHOST_WHY_NONE)
+        if (vhosti_check_regions(change->to, gone->gpa, gone->size, gone->host) != VHOST_WHY_NONE)
             return true;
     }
     return false;
+}
+
+/* The last byte that back-ends may write: where their memory ends, in whole pages of its backing.
+   (What lies beyond, such as a BAR that the guest moves, must not make the log any longer.) */
+static uint64_t vhosti_last_written(const vhosti_map *map)
+{
+    uint32_t i = map->count;
+    while (i > 0 && !vhosti_is_for_backends(&map->sections[i - 1]))
+        i--;
+    return i > 0
+               ? vhosti_last(&map->sections[i - 1]) | (map->sections[i - 1].backing->page_size - 1)
+               : 0;
 }
 
 /* ---- memory slots (B3, B7) ---- */
@@ -2095,10 +2105,11 @@ VHOST_DEF uint32_t vhost_memory_free_slots(const vhost_vm *vm)
 
 /* >>log ---------------------------------------------------------------------------------------
 
-   One log per kind, shared by the devices of that kind. The VM holds it from vhost_log_start to
-   vhost_log_stop, so that the bits of a device that stops or breaks stay; a device holds the log
-   that its back-end was told of. A log is replaced when the top of memory moves: the back-ends are
-   moved to the new one, then what they left in the old one is added to it (L3, C6). */
+   One log per kind, shared by the devices of that kind, and one for each device with own_log. The
+   VM holds them from vhost_log_start to vhost_log_stop, so that the bits of a device that stops,
+   breaks or is cleaned up stay; a device holds the log that its back-end was told of. A log is
+   replaced when the top of memory moves: the back-ends are moved to its successor, then what they
+   left in the old one is added to that (L3, C6). */
 
 typedef unsigned long vhosti_word; /* what the kernel writes (native), and the CPU can exchange */
 
@@ -2109,7 +2120,10 @@ typedef unsigned long vhosti_word; /* what the kernel writes (native), and the C
 struct vhosti_log {
     uint32_t users;
     vhost_log_kind kind;
+    const void *owner; /* its device; the VM: devices share it; NULL: its device was cleaned up */
     vhost_log_memory memory;
+    struct vhosti_log *successor; /* in a commit: what will replace it, or NULL */
+    struct vhosti_log *next;
 };
 
 static int vhosti_default_log_map(vhost_log_memory *memory, bool shared, void *user)
@@ -2143,66 +2157,24 @@ static bool vhosti_can_share_logs(const vhost_vm *vm)
 #endif
 }
 
-/* The last byte that any table of a map can have. Sections that no back-end gets do not count: a
-   guest may move a ROM wherever it wants. */
-static uint64_t vhosti_last_of_tables(const vhosti_map *map)
+/* Bytes of log for all that back-ends may write, whole words; an IOVA does not count. */
+static uint64_t vhosti_log_size(const vhosti_map *map)
 {
-    uint32_t count = map->count;
-    uint64_t last, rounded;
-    while (count > 0 && !vhosti_is_for_backends(&map->sections[count - 1]))
-        count--;
-    if (count == 0)
-        return 0;
-    last = vhosti_last(&map->sections[count - 1]);
-    rounded = vhosti_page_behind(&map->sections[count - 1]);
-    return rounded < UINT64_MAX - last ? last + rounded : UINT64_MAX;
-}
-
-static bool vhosti_is_written(const vhost_device *device, int part)
-{
-    return part == VHOST_USED ||
-           (part == VHOST_DESC && vhost_features_test(&device->acked, VHOST_FEATURE_RING_PACKED));
-}
-
-/* The last byte of a mapped ring that the device writes, which no table need have. (Behind a vIOMMU
-   all of it is in a table.) */
-static uint64_t vhosti_last_of_ring(const vhost_device *device, const vhost_queue *queue)
-{
-    uint64_t last = 0;
-    int part;
-    for (part = 0; part < 3 && !device->behind_viommu; part++) {
-        const vhost_mapping *mapping = &queue->rings.part[part];
-        if (mapping->host != NULL && vhosti_is_written(device, part) &&
-            mapping->gpa + (mapping->size - 1) > last)
-            last = mapping->gpa + (mapping->size - 1);
-    }
-    return last;
-}
-
-/* Bytes of log for all that back-ends may write, whole words. */
-static uint64_t vhosti_log_size(const vhost_vm *vm, const vhosti_map *map)
-{
-    uint64_t last = vhosti_last_of_tables(map);
-    const vhost_device *device;
-    uint32_t i;
-    for (device = vm->devices; device != NULL; device = device->next)
-        for (i = 0; i < device->queue_count; i++) {
-            uint64_t of_ring = vhosti_last_of_ring(device, &device->queues[i]);
-            last = of_ring > last ? of_ring : last;
-        }
+    uint64_t last = vhosti_last_written(map);
     return (last / VHOST_PAGE / VHOSTI_WORD_PAGES + 1) * sizeof(vhosti_word);
 }
 
-static int vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, uint64_t size,
+static int vhosti_make_log(vhost_vm *vm, vhost_log_kind kind, const void *owner, uint64_t size,
                            struct vhosti_log **made)
 {
     struct vhosti_log *log = (struct vhosti_log *)vhosti_allocate(vm, NULL, sizeof *log);
     int code = -ENOMEM;
     if (log == NULL)
         return code;
+    memset(log, 0, sizeof *log);
     log->users = 1;
     log->kind = kind;
-    log->memory.base = NULL;
+    log->owner = owner;
     log->memory.size = size;
     log->memory.fd = -1;
     log->memory.id = ++vm->last_log;
@@ -2236,11 +2208,54 @@ static void vhosti_drop_log(vhost_vm *vm, struct vhosti_log **log)
 static void vhosti_drop_logs(vhost_vm *vm)
 {
     vhost_device *device;
-    int kind;
     for (device = vm->devices; device != NULL; device = device->next)
         vhosti_drop_log(vm, &device->log);
-    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
-        vhosti_drop_log(vm, &vm->logs[kind]);
+    while (vm->logs != NULL) {
+        struct vhosti_log *log = vm->logs;
+        vm->logs = log->next;
+        vhosti_drop_log(vm, &log);
+    }
+}
+
+static const void *vhosti_log_owner(const vhost_device *device)
+{
+    return device->options.own_log ? (const void *)device : (const void *)device->vm;
+}
+
+/* What a device is to log to, in a commit already the successor; NULL: it is not to log. */
+static struct vhosti_log *vhosti_log_of(const vhost_device *device)
+{
+    struct vhosti_log *log = device->vm->logs;
+    while (log != NULL &&
+           (log->kind != device->facts.log_kind || log->owner != vhosti_log_owner(device)))
+        log = log->next;
+    return log != NULL && log->successor != NULL ? log->successor : log;
+}
+
+/* A log is made when its first device comes, or logging begins. */
+static int vhosti_need_log(const vhost_device *device)
+{
+    vhost_vm *vm = device->vm;
+    struct vhosti_log *log;
+    int code;
+    if (vhosti_log_of(device) != NULL)
+        return 0;
+    code = vhosti_make_log(vm, device->facts.log_kind, vhosti_log_owner(device),
+                           vhosti_log_size(vhosti_current(vm)), &log);
+    if (code < 0)
+        return code;
+    log->next = vm->logs;
+    vm->logs = log;
+    return 0;
+}
+
+/* Its bits stay; a device that comes later, at the same address, gets another. */
+static void vhosti_disown_logs(const vhost_device *device)
+{
+    struct vhosti_log *log;
+    for (log = device->vm->logs; log != NULL; log = log->next)
+        if (log->owner == device)
+            log->owner = NULL;
 }
 
 static vhosti_word *vhosti_log_words(const struct vhosti_log *log)
@@ -2346,14 +2361,6 @@ VHOST_DEF const vhost_device *vhost_log_blocker(const vhost_vm *vm, const vhost_
     return NULL;
 }
 
-/* The log of a kind is made when its first device comes, or logging begins. */
-static int vhosti_need_log(vhost_vm *vm, vhost_log_kind kind)
-{
-    if (vm->logs[kind] != NULL)
-        return 0;
-    return vhosti_make_log(vm, kind, vhosti_log_size(vm, vhosti_current(vm)), &vm->logs[kind]);
-}
-
 /* >>submit ------------------------------------------------------------------------------------
 
    A batch is what is submitted between vhosti_begin and vhosti_fence. It keeps its first error, and
@@ -2434,11 +2441,19 @@ static vhost_why vhosti_why_of(int error)
     }
 }
 
-/* What the back-end itself has to say of a failure, as the end of a sentence. */
-static const char *vhosti_words(const vhost_device *device, int error)
+/* Of the operations that are submitted whether the back-end has them or not. */
+static bool vhosti_lacks(const vhost_backend_ops *ops, vhost_op op)
 {
-    const vhost_error *last =
-        device->ops->last_error != NULL ? device->ops->last_error(device->backend) : NULL;
+    return (op == VHOST_OP_SET_RING_ENDIAN && ops->set_ring_endian == NULL) ||
+           (op == VHOST_OP_SET_RING_BUSY_LOOP && ops->set_ring_busy_loop == NULL);
+}
+
+/* What the back-end itself has to say of a failure, as the end of a sentence. */
+static const char *vhosti_words(const vhost_device *device, vhost_op op, int error)
+{
+    const vhost_error *last = device->ops->last_error != NULL && !vhosti_lacks(device->ops, op)
+                                  ? device->ops->last_error(device->backend)
+                                  : NULL;
     return last != NULL && last->code == error ? last->text : "no more is known";
 }
 
@@ -2446,7 +2461,7 @@ static const char *vhosti_words(const vhost_device *device, int error)
 static int vhosti_report_batch(vhost_device *device)
 {
     const vhosti_batch *batch = &device->batch;
-    const char *words = vhosti_words(device, batch->error);
+    const char *words = vhosti_words(device, batch->op, batch->error);
     if (batch->queue >= 0)
         return VHOSTI_FAIL(device, batch->error, vhosti_why_of(batch->error), batch->op,
                            batch->queue, "%s of queue %d, errno %d: %s", vhost_op_name(batch->op),
@@ -2596,6 +2611,11 @@ static uint16_t vhosti_used_index(const vhost_device *device, const vhost_queue 
 
 /* ---- mapping (V2, V6, R1, R2) ---- */
 
+static bool vhosti_is_written(const vhost_device *device, int part)
+{
+    return part == VHOST_USED || (part == VHOST_DESC && vhosti_is_packed(device));
+}
+
 static void vhosti_set_part(vhost_mapping *mapping, uint64_t address, uint64_t size)
 {
     memset(mapping, 0, sizeof *mapping);
@@ -2640,6 +2660,8 @@ static vhost_why vhosti_look_up_part(vhost_device *device, uint64_t gpa, uint64_
         return VHOST_WHY_RING_UNMAPPED;
     if (write && !extent.writable)
         return VHOST_WHY_RING_READ_ONLY;
+    if (write && gpa > vhosti_last_written(vhosti_current(device->vm)))
+        return VHOST_WHY_RING_UNMAPPED; /* no log reaches so far */
     *host = extent.host;
     return VHOST_WHY_NONE;
 }
@@ -2658,20 +2680,12 @@ static vhost_why vhosti_check_place(vhost_device *device, const vhost_mapping *m
 static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_table *table,
                                     const vhost_mapping *mapping)
 {
+    const vhost_region *region = vhosti_find_region(table, mapping->gpa);
     if (device->facts.profile == VHOST_PROFILE_BY_HOST)
         return VHOST_WHY_NONE;
-    return vhosti_check_region(table, device->facts.profile, mapping->gpa, mapping->size,
-                               mapping->host);
-}
-
-/* A log that is in use does not grow for a ring: others log to it, in threads of their own. */
-static vhost_why vhosti_check_logged(const vhost_device *device, const vhost_mapping *mapping)
-{
-    const struct vhosti_log *log = device->vm->logs[device->facts.log_kind];
-    uint64_t last = mapping->gpa + (mapping->size - 1);
-    if (!device->vm->logging || last / VHOST_PAGE / VHOSTI_WORD_PAGES < vhosti_log_count(log))
-        return VHOST_WHY_NONE;
-    return VHOST_WHY_RING_UNLOGGED;
+    if (region == NULL || mapping->size > region->size - (mapping->gpa - region->gpa))
+        return VHOST_WHY_RING_UNMAPPED;
+    return vhosti_check_regions(table, mapping->gpa, mapping->size, mapping->host);
 }
 
 static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
@@ -2889,8 +2903,6 @@ static int vhosti_map_ring(vhost_device *device, uint32_t index)
                                               : vhosti_map_part(device, mapping, write);
         if (why == VHOST_WHY_NONE && !device->behind_viommu)
             why = vhosti_check_reach(device, vhost_device_table(device), mapping);
-        if (why == VHOST_WHY_NONE && !device->behind_viommu && write)
-            why = vhosti_check_logged(device, mapping);
         if (why != VHOST_WHY_NONE)
             code = vhosti_fail_part(device, why == VHOST_WHY_MEMORY ? -ENOMEM : -EFAULT, why, index,
                                     part);
@@ -2909,7 +2921,7 @@ static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
     position->avail = (uint16_t)(queue->base.value & 0xffff);
     position->used = vhosti_is_packed(device) ? (uint16_t)(queue->base.value >> 16)
                                               : vhosti_used_index(device, queue);
-    position->used_certain = true;
+    position->used_certain = position->used == position->avail;
 }
 
 /* Whether the back-end has a record of where the ring stood. That of a misled one is wrong. */
@@ -3024,7 +3036,7 @@ static void vhosti_submit_ring_stop(vhost_device *device, uint32_t i)
 /* What the back-end may have written to the ring is dirty, whatever it logged (V5, D33). */
 static void vhosti_mark_ring(const vhost_device *device, const vhost_queue *queue)
 {
-    const struct vhosti_log *log = device->vm->logs[device->facts.log_kind];
+    const struct vhosti_log *log = vhosti_log_of(device);
     uint32_t i;
     int part;
     for (i = 0; i < queue->piece_count; i++)
@@ -3265,8 +3277,8 @@ static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
     vhost_iotlb entry;
     vhost_why why = vhosti_translate(device, message->iova, write, &entry);
     if (why == VHOST_WHY_NONE && (device->doomed || device->pausing) && /* it has the old table */
-        vhosti_check_region(&device->table->table, device->facts.profile, entry.gpa, entry.size,
-                            entry.host) != VHOST_WHY_NONE)
+        vhosti_check_regions(&device->table->table, entry.gpa, entry.size, entry.host) !=
+            VHOST_WHY_NONE)
         why = VHOST_WHY_IOTLB_UNMAPPED;
     if (why != VHOST_WHY_NONE)
         return VHOSTI_FAIL(device, -EFAULT, why, VHOST_OP_NONE, -1, "0x%llx, to %s it",
@@ -3380,7 +3392,7 @@ static int vhosti_check_facts(vhost_device *device)
 /* The last thing that may fail: a log that nobody came to use would stay. */
 static int vhosti_join_log(vhost_device *device)
 {
-    int code = device->vm->logging ? vhosti_need_log(device->vm, device->facts.log_kind) : 0;
+    int code = device->vm->logging ? vhosti_need_log(device) : 0;
     if (code == 0)
         return 0;
     return VHOSTI_FAIL(device, code, VHOST_WHY_LOG_MEMORY, VHOST_OP_NONE, -1,
@@ -3403,7 +3415,7 @@ static int vhosti_open(vhost_device *device)
     code = device->ops->open(device->backend, device, &facts);
     if (code < 0)
         return VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_OPEN, -1,
-                           "open, errno %d: %s", -code, vhosti_words(device, code));
+                           "open, errno %d: %s", -code, vhosti_words(device, VHOST_OP_OPEN, code));
     if (facts.name == NULL)
         facts.name = "back-end";
     device->opened = true;
@@ -3424,18 +3436,17 @@ static bool vhosti_is_attached(const vhost_vm *vm, const vhost_device *device)
     return other != NULL;
 }
 
-static bool vhosti_share_queues(const vhost_device *a, const vhost_device *b)
+static bool vhosti_shares_queues(const vhost_device *a, const vhost_device *b)
 {
-    uintptr_t first = (uintptr_t)a->queues, second = (uintptr_t)b->queues;
-    return first < second + b->queue_count * sizeof *b->queues &&
-           second < first + a->queue_count * sizeof *a->queues;
+    return (uintptr_t)a->queues < (uintptr_t)(b->queues + b->queue_count) &&
+           (uintptr_t)b->queues < (uintptr_t)(a->queues + a->queue_count);
 }
 
-/* Whether another device has one of the queues, or the same back-end object. */
+/* Whether another device has one of these queues or the same back-end object. */
 static bool vhosti_is_shared(const vhost_device *device)
 {
     const vhost_device *other = device->vm->devices;
-    while (other != NULL && !vhosti_share_queues(device, other) &&
+    while (other != NULL && !vhosti_shares_queues(other, device) &&
            (other->backend != device->backend || device->backend == NULL))
         other = other->next;
     return other != NULL;
@@ -3541,6 +3552,7 @@ VHOST_DEF void vhost_device_cleanup(vhost_device *device)
     vhosti_free_pieces(device);
     vhosti_unlink(device);
     vhosti_drop_table(device->vm, &device->table);
+    vhosti_disown_logs(device);
     vhosti_drop_log(device->vm, &device->log);
     vhosti_drop_unused_tables(device->vm);
     vhosti_enter(device, VHOST_STATE_CLOSED);
@@ -3602,7 +3614,7 @@ static bool vhosti_submit_table(vhost_device *device, struct vhosti_table *to)
     vhost_table_change change = vhosti_find_change(device->vm, device->table, to);
     VHOSTI_SUBMIT(device, VHOST_OP_SET_TABLE, -1, to->table.count,
                   device->ops->set_table(device->backend, &change));
-    return vhosti_loses_memory(&change, device->facts.profile);
+    return vhosti_loses_memory(&change);
 }
 
 static void vhosti_submit_config_call(vhost_device *device)
@@ -3634,7 +3646,7 @@ static void vhosti_submit_start(vhost_device *device)
                   device->ops->set_features(device->backend, &sent));
     (void)vhosti_submit_table(device, device->vm->tables[device->facts.profile]);
     if (device->vm->logging)
-        vhosti_submit_log(device, device->vm->logs[device->facts.log_kind]);
+        vhosti_submit_log(device, vhosti_log_of(device));
     vhosti_submit_iotlb_anew(device);
     for (i = 0; i < device->queue_count; i++)
         if (device->queues[i].ready)
@@ -3775,7 +3787,7 @@ static int vhosti_run(vhost_device *device)
     if (vhosti_fence(device) < 0)
         return vhosti_undo_start(device);
     vhosti_hold_table(device, table);
-    vhosti_hold_log(device, device->vm->logs[device->facts.log_kind]);
+    vhosti_hold_log(device, vhosti_log_of(device));
     return 0;
 }
 
@@ -3865,20 +3877,20 @@ VHOST_DEF int vhost_queue_stop(vhost_device *device, uint32_t queue)
 
 /* ---- reset ---- */
 
-/* D19: nothing of a former life of the guest is left: no call, and no news. */
-static void vhosti_drain_event(vhost_device *device, const vhost_event *event)
+static void vhosti_forget_event(vhost_device *device, const vhost_event *event)
 {
     if (event->wait_fd >= 0)
         (void)device->vm->options.events->test_and_clear(event, device->vm->options.user);
 }
 
+/* D19: nothing of a former life of the guest is left in a queue. */
 static void vhosti_reset_queue(vhost_device *device, vhost_queue *queue)
 {
     queue->ready = false;
     queue->desc = queue->avail = queue->used = 0;
     memset(&queue->position, 0, sizeof queue->position);
-    vhosti_drain_event(device, &queue->masked_event);
-    vhosti_drain_event(device, &queue->error_event);
+    vhosti_forget_event(device, &queue->masked_event);
+    vhosti_forget_event(device, &queue->error_event);
 }
 
 static int vhosti_reset_backend(vhost_device *device)
@@ -3923,7 +3935,7 @@ VHOST_DEF int vhost_device_reset(vhost_device *device)
     memset(&device->acked, 0, sizeof device->acked);
     for (i = 0; i < device->queue_count; i++)
         vhosti_reset_queue(device, &device->queues[i]);
-    vhosti_drain_event(device, &device->config_event);
+    vhosti_forget_event(device, &device->config_event);
     vhosti_enter(device, VHOST_STATE_STOPPED);
     return 0;
 }
@@ -4062,7 +4074,7 @@ static int vhosti_process_backend(vhost_device *device)
     if (code >= 0)
         return 0;
     (void)VHOSTI_FAIL(device, code, vhosti_why_of(code), VHOST_OP_PROCESS, -1,
-                      "process, errno %d: %s", -code, vhosti_words(device, code));
+                      "process, errno %d: %s", -code, vhosti_words(device, VHOST_OP_PROCESS, code));
     return vhosti_break(device, code);
 }
 
@@ -4140,7 +4152,6 @@ VHOST_DEF int vhost_vm_cleanup(vhost_vm *vm)
 
 typedef struct vhosti_commit { /* what will be in force, tables: or was; NULL: not in use */
     struct vhosti_table *tables[VHOST_PROFILE_COUNT];
-    struct vhosti_log *logs[VHOST_DIRTY_KIND_COUNT];
 } vhosti_commit;
 
 static int vhosti_check_table(vhost_device *device, const struct vhosti_table *fresh)
@@ -4176,19 +4187,15 @@ static int vhosti_build_tables(vhost_vm *vm, vhosti_commit *commit)
     return 0;
 }
 
-/* A log that is large enough for each kind in use, the old one where it is. */
-static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
+/* A successor for each log that is too small for what may be written. */
+static int vhosti_grow_logs(vhost_vm *vm)
 {
-    uint64_t need = vhosti_log_size(vm, vhosti_scratch(vm)), roomy = need + VHOSTI_LOG_SLACK;
-    int kind, code = 0;
-    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++) {
-        struct vhosti_log *old = vm->logs[kind];
-        if (old == NULL)
-            continue;
-        if (old->memory.size >= need)
-            commit->logs[kind] = vhosti_keep_log(old);
-        else
-            code = vhosti_make_log(vm, (vhost_log_kind)kind, roomy, &commit->logs[kind]);
+    uint64_t need = vhosti_log_size(vhosti_scratch(vm)), roomy = need + VHOSTI_LOG_SLACK;
+    struct vhosti_log *log;
+    for (log = vm->logs; log != NULL; log = log->next) {
+        int code = 0;
+        if (log->memory.size < need && log->owner != NULL)
+            code = vhosti_make_log(vm, log->kind, log->owner, roomy, &log->successor);
         if (code < 0)
             return VHOSTI_FAIL_VM(vm, code, VHOST_WHY_LOG_MEMORY, "0x%llx bytes, errno %d",
                                   (vhosti_ull)roomy, -code);
@@ -4198,11 +4205,12 @@ static int vhosti_build_logs(vhost_vm *vm, vhosti_commit *commit)
 
 static void vhosti_drop_commit(vhost_vm *vm, vhosti_commit *commit)
 {
+    struct vhosti_log *log;
     int i;
     for (i = 0; i < VHOST_PROFILE_COUNT; i++)
         vhosti_drop_table(vm, &commit->tables[i]);
-    for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++)
-        vhosti_drop_log(vm, &commit->logs[i]);
+    for (log = vm->logs; log != NULL; log = log->next)
+        vhosti_drop_log(vm, &log->successor);
 }
 
 static int vhosti_prepare_commit(vhost_vm *vm, vhosti_commit *commit)
@@ -4213,7 +4221,7 @@ static int vhosti_prepare_commit(vhost_vm *vm, vhosti_commit *commit)
     if (code == 0)
         code = vhosti_build_tables(vm, commit);
     if (code == 0)
-        code = vhosti_build_logs(vm, commit);
+        code = vhosti_grow_logs(vm);
     for (device = vm->devices; device != NULL && code == 0; device = device->next)
         code = vhosti_check_table(device, commit->tables[device->facts.profile]);
     if (code < 0)
@@ -4233,8 +4241,7 @@ static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const v
     for (i = 0; i < queue->piece_count && why == VHOST_WHY_NONE; i++) {
         const vhost_iotlb *entry = &queue->pieces[i].entry;
         part = queue->pieces[i].part;
-        why =
-            vhosti_check_region(table, device->facts.profile, entry->gpa, entry->size, entry->host);
+        why = vhosti_check_regions(table, entry->gpa, entry->size, entry->host);
     }
     if (why != VHOST_WHY_NONE)
         return vhosti_fail_part(device, -EFAULT, why, index, part);
@@ -4352,11 +4359,11 @@ static void vhosti_finish_resume(vhost_device *device, bool resumed)
 
 /* At each instant the log covers every region that the back-end has: it grows before the table does
    (C6). */
-static void vhosti_submit_change(vhost_device *device, const vhosti_commit *commit)
+static void vhosti_submit_change(vhost_device *device)
 {
     struct vhosti_table *table = device->vm->tables[device->facts.profile];
-    struct vhosti_log *log = commit->logs[device->facts.log_kind];
-    if (log != device->vm->logs[device->facts.log_kind])
+    struct vhosti_log *log = vhosti_log_of(device);
+    if (device->log != log)
         vhosti_submit_log(device, log);
     if (device->table != table && (vhosti_submit_table(device, table) || device->pausing))
         vhosti_submit_iotlb_anew(device);
@@ -4364,16 +4371,16 @@ static void vhosti_submit_change(vhost_device *device, const vhosti_commit *comm
     vhosti_submit_resume(device);
 }
 
-static void vhosti_submit_commit(vhost_device *device, const vhosti_commit *commit)
+static void vhosti_submit_commit(vhost_device *device)
 {
     vhosti_begin(device);
     if (device->doomed)
         vhosti_submit_stop(device);
     else
-        vhosti_submit_change(device, commit);
+        vhosti_submit_change(device);
 }
 
-static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *commit)
+static void vhosti_finish_commit(vhost_device *device)
 {
     int code = vhosti_fence(device);
     vhosti_finish_resume(device, code == 0);
@@ -4383,7 +4390,7 @@ static void vhosti_finish_commit(vhost_device *device, const vhosti_commit *comm
         (void)vhosti_break(device, vhosti_report_batch(device));
     } else {
         vhosti_hold_table(device, device->vm->tables[device->facts.profile]);
-        vhosti_hold_log(device, commit->logs[device->facts.log_kind]);
+        vhosti_hold_log(device, vhosti_log_of(device));
     }
     device->doomed = false;
 }
@@ -4409,25 +4416,31 @@ static void vhosti_pause_devices(vhost_vm *vm)
 }
 
 /* Submits to all before it waits for any, so that waits do not add up. */
-static void vhosti_tell_devices(vhost_vm *vm, const vhosti_commit *commit)
+static void vhosti_tell_devices(vhost_vm *vm)
 {
     vhost_device *device;
     vhosti_pause_devices(vm);
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->state == VHOST_STATE_RUNNING)
-            vhosti_submit_commit(device, commit);
+            vhosti_submit_commit(device);
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->state == VHOST_STATE_RUNNING)
-            vhosti_finish_commit(device, commit);
+            vhosti_finish_commit(device);
 }
 
-/* No back-end writes to the old log any more: what is left in it goes on in the new one (L3). */
-static void vhosti_replace_log(vhost_vm *vm, int kind, struct vhosti_log *log)
+/* No back-end writes to an old log any more: what is left in it goes on in the new one (L3). */
+static void vhosti_replace_logs(vhost_vm *vm)
 {
-    if (vm->logs[kind] != log)
-        vhosti_log_add(log, vm->logs[kind]);
-    vhosti_drop_log(vm, &vm->logs[kind]);
-    vm->logs[kind] = log;
+    struct vhosti_log **link;
+    for (link = &vm->logs; *link != NULL; link = &(*link)->next) {
+        struct vhosti_log *old = *link;
+        if (old->successor == NULL)
+            continue;
+        vhosti_log_add(old->successor, old);
+        old->successor->next = old->next;
+        *link = old->successor;
+        vhosti_drop_log(vm, &old);
+    }
 }
 
 /* Before anybody is told, so that a miss in a fence finds what is to come. */
@@ -4448,44 +4461,42 @@ static void vhosti_finish_map(vhost_vm *vm, vhosti_commit *commit)
     int i;
     for (i = 0; i < VHOST_PROFILE_COUNT; i++)
         vhosti_drop_table(vm, &commit->tables[i]);
-    for (i = 0; i < VHOST_DIRTY_KIND_COUNT; i++)
-        vhosti_replace_log(vm, i, commit->logs[i]);
+    vhosti_replace_logs(vm);
 }
 
-/* ---- then the log may shrink (C6) ---- */
+/* ---- then the logs may shrink (C6) ---- */
 
-/* Moves the running devices of a kind to another log. One that does not move is cut off. */
-static void vhosti_move_to_log(vhost_vm *vm, int kind, struct vhosti_log *log)
+/* Moves the running devices to the successors of their logs. One that does not move is cut off. */
+static void vhosti_move_to_logs(vhost_vm *vm)
 {
     vhost_device *device;
     for (device = vm->devices; device != NULL; device = device->next)
-        if (device->state == VHOST_STATE_RUNNING && (int)device->facts.log_kind == kind) {
+        if (device->state == VHOST_STATE_RUNNING && device->log != vhosti_log_of(device)) {
             vhosti_begin(device);
-            vhosti_submit_log(device, log);
+            vhosti_submit_log(device, vhosti_log_of(device));
         }
     for (device = vm->devices; device != NULL; device = device->next) {
-        if (device->state != VHOST_STATE_RUNNING || (int)device->facts.log_kind != kind)
+        if (device->state != VHOST_STATE_RUNNING || device->log == vhosti_log_of(device))
             continue;
         if (vhosti_fence(device) < 0)
             (void)vhosti_break(device, vhosti_report_batch(device));
         else
-            vhosti_hold_log(device, log);
+            vhosti_hold_log(device, vhosti_log_of(device));
     }
 }
 
 /* No back-end has memory beyond the top any more, so nothing is added there. What is there already
    stays until it was synced: that memory may come back. Without memory for it, nothing shrinks. */
-static void vhosti_shrink_log(vhost_vm *vm, int kind)
+static void vhosti_shrink_logs(vhost_vm *vm)
 {
-    uint64_t need = vhosti_log_size(vm, vhosti_current(vm));
-    struct vhosti_log *old = vm->logs[kind], *log;
-    if (old == NULL || old->memory.size <= need + VHOSTI_LOG_SLACK ||
-        !vhosti_log_is_clean(old, need / sizeof(vhosti_word)))
-        return;
-    if (vhosti_make_log(vm, (vhost_log_kind)kind, need, &log) < 0)
-        return;
-    vhosti_move_to_log(vm, kind, log);
-    vhosti_replace_log(vm, kind, log);
+    uint64_t need = vhosti_log_size(vhosti_current(vm));
+    struct vhosti_log *log;
+    for (log = vm->logs; log != NULL; log = log->next)
+        if (log->memory.size > need + VHOSTI_LOG_SLACK &&
+            vhosti_log_is_clean(log, need / sizeof(vhosti_word)))
+            (void)vhosti_make_log(vm, log->kind, log->owner, need, &log->successor);
+    vhosti_move_to_logs(vm);
+    vhosti_replace_logs(vm);
 }
 
 static void vhosti_trace_commit(vhost_vm *vm, bool changed)
@@ -4500,7 +4511,7 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
 {
     vhosti_commit commit;
     bool changed;
-    int kind, code;
+    int code;
     if (!vm->in_transaction)
         return VHOSTI_FAIL_VM(vm, -EBUSY, VHOST_WHY_STATE, "no transaction is open");
     vm->in_transaction = false;
@@ -4513,10 +4524,9 @@ VHOST_DEF int vhost_memory_commit(vhost_vm *vm)
         if (code < 0)
             return code;
         vhosti_enforce_map(vm, &commit);
-        vhosti_tell_devices(vm, &commit);
+        vhosti_tell_devices(vm);
         vhosti_finish_map(vm, &commit);
-        for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
-            vhosti_shrink_log(vm, kind);
+        vhosti_shrink_logs(vm);
     }
     vhosti_trace_commit(vm, changed);
     return 0;
@@ -4531,7 +4541,7 @@ static int vhosti_need_logs(vhost_vm *vm)
     const vhost_device *device;
     int code = 0;
     for (device = vm->devices; device != NULL && code == 0; device = device->next)
-        code = vhosti_need_log(vm, device->facts.log_kind);
+        code = vhosti_need_log(device);
     return code;
 }
 
@@ -4540,7 +4550,7 @@ static void vhosti_submit_log_on(vhost_device *device)
 {
     vhost_features sent = vhosti_sent_features(device);
     uint32_t i;
-    vhosti_submit_log(device, device->vm->logs[device->facts.log_kind]);
+    vhosti_submit_log(device, vhosti_log_of(device));
     VHOSTI_SUBMIT(device, VHOST_OP_SET_FEATURES, -1, sent.word[0],
                   device->ops->set_features(device->backend, &sent));
     vhosti_submit_iotlb_anew(device);
@@ -4577,7 +4587,7 @@ static int vhosti_finish_log_on(vhost_device *device)
 {
     int code = vhosti_fence(device);
     if (code == 0) {
-        vhosti_hold_log(device, device->vm->logs[device->facts.log_kind]);
+        vhosti_hold_log(device, vhosti_log_of(device));
         return 0;
     }
     (void)vhosti_report_batch(device);
@@ -4648,7 +4658,7 @@ VHOST_DEF int vhost_log_start(vhost_vm *vm)
     if (code < 0) {
         vhosti_drop_logs(vm);
         return VHOSTI_FAIL_VM(vm, code, VHOST_WHY_LOG_MEMORY, "0x%llx bytes, errno %d",
-                              (vhosti_ull)vhosti_log_size(vm, vhosti_current(vm)), -code);
+                              (vhosti_ull)vhosti_log_size(vhosti_current(vm)), -code);
     }
     code = vhosti_switch_log_on(vm);
     if (code == 0)
@@ -4774,24 +4784,24 @@ static void vhosti_sink_word(vhosti_walk *walk, uint64_t first, vhosti_word bits
         vhosti_sink_ranges(walk, first, known);
 }
 
-/* Takes the bits of a word out of the logs of all kinds. */
+/* Takes the bits of a word out of all logs. */
 static vhosti_word vhosti_take_word(const vhost_vm *vm, uint64_t index, vhosti_word mask)
 {
+    const struct vhosti_log *log;
     vhosti_word bits = 0;
-    int kind;
-    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
-        if (vm->logs[kind] != NULL && index < vhosti_log_count(vm->logs[kind]))
-            bits |= vhosti_log_take(vm->logs[kind], index, mask);
+    for (log = vm->logs; log != NULL; log = log->next)
+        if (index < vhosti_log_count(log))
+            bits |= vhosti_log_take(log, index, mask);
     return bits;
 }
 
 static uint64_t vhosti_longest_log(const vhost_vm *vm)
 {
+    const struct vhosti_log *log;
     uint64_t longest = 0;
-    int kind;
-    for (kind = 0; kind < VHOST_DIRTY_KIND_COUNT; kind++)
-        if (vm->logs[kind] != NULL && vhosti_log_count(vm->logs[kind]) > longest)
-            longest = vhosti_log_count(vm->logs[kind]);
+    for (log = vm->logs; log != NULL; log = log->next)
+        if (vhosti_log_count(log) > longest)
+            longest = vhosti_log_count(log);
     return longest;
 }
 

@@ -132,11 +132,11 @@ typedef struct vhost_kernel_options { /* zero is the default of each; copied */
 
 /* One fd and what belongs to it. */
 typedef struct vhosti_kernel_fd {
-    int fd;          /* -1: not open */
-    int tap;         /* or -1 */
-    bool owned;      /* SET_OWNER was done */
-    bool furnished;  /* and what goes with it */
-    bool has_worker; /* of that: a thread for its second queue */
+    int fd;         /* -1: not open */
+    int tap;        /* or -1 */
+    bool owned;     /* SET_OWNER was done */
+    bool furnished; /* and what goes with it */
+    bool hired;     /* of that: NEW_WORKER gave `worker` */
     uint32_t worker;
     bool sticks;     /* it had ACCESS_PLATFORM since */
     bool enabled[2]; /* queues with the tap behind them */
@@ -154,7 +154,7 @@ typedef struct vhost_kernel {
     vhost_device *device;      /* to tell of misses */
     vhost_features features;   /* in force on every fd */
     uint64_t backend_features; /* that every fd has */
-    uint64_t log_base;         /* in force on every fd */
+    uint64_t log_base;         /* in force on every fd; 0: none */
     int32_t log_fd;            /* or -1; on every fd that is owned */
     bool translates;           /* it has an IOTLB, so its fds can be read */
     void *table;               /* room for the argument of SET_MEM_TABLE */
@@ -472,7 +472,7 @@ static void vhosti_kernel_close_fd(vhost_kernel *kernel, vhosti_kernel_fd *one)
     if (one->fd >= 0)
         (void)kernel->options.calls->close(one->fd, kernel->options.user);
     one->fd = -1;
-    one->owned = one->furnished = one->has_worker = one->sticks = false;
+    one->owned = one->furnished = one->hired = one->sticks = false;
     one->enabled[0] = one->enabled[1] = false;
 }
 
@@ -511,6 +511,7 @@ static int vhosti_kernel_open_fd(vhost_kernel *kernel, uint32_t i)
 static int vhosti_kernel_choose_thread(vhost_kernel *kernel, uint32_t i)
 {
     uint8_t of_owner[4] = {0, 0, 0, 0}; /* one byte counts; old kernels read four */
+    vhost_error before = kernel->last_error;
     int code;
     if (kernel->options.thread == VHOST_KERNEL_THREAD_DEFAULT)
         return 0;
@@ -518,7 +519,10 @@ static int vhosti_kernel_choose_thread(vhost_kernel *kernel, uint32_t i)
     code = vhosti_kernel_ask(kernel, i, "SET_FORK_FROM_OWNER", VHOSTI_KERNEL_SET_FORK_FROM_OWNER,
                              of_owner);
     /* An old kernel has one kind of thread only; it says EPERM to anything before the owner. */
-    return code == -ENOTSUP || code == -EPERM ? 0 : code;
+    if (code != -ENOTSUP && code != -EPERM)
+        return code;
+    kernel->last_error = before;
+    return 0;
 }
 
 /* So that `process` can read until there is nothing left. */
@@ -528,17 +532,19 @@ static int vhosti_kernel_unblock(vhost_kernel *kernel, uint32_t i)
     return vhosti_kernel_ioctl(kernel, i, "FIONBIO", FIONBIO, &on);
 }
 
-/* A thread for the second queue; the first keeps the one that SET_OWNER made. */
+/* A thread for the second ring; the first keeps the one that SET_OWNER made. */
 static int vhosti_kernel_add_worker(vhost_kernel *kernel, uint32_t i)
 {
     vhosti_kernel_fd *one = &kernel->fds[i];
-    vhosti_kernel_state worker = {1, 0};
+    vhosti_kernel_state worker;
     int code = 0;
     if (!kernel->options.worker_per_queue)
         return 0;
-    if (!one->has_worker)
+    if (!one->hired) { /* else by an attempt that failed later */
         code = vhosti_kernel_ask(kernel, i, "NEW_WORKER", VHOSTI_KERNEL_NEW_WORKER, &one->worker);
-    one->has_worker = code >= 0;
+        one->hired = code >= 0;
+    }
+    worker.index = 1;
     worker.number = one->worker;
     if (code >= 0)
         code = vhosti_kernel_ioctl(kernel, i, "ATTACH_VRING_WORKER",
@@ -552,7 +558,7 @@ static int vhosti_kernel_step_log_fd(vhost_kernel *kernel, uint32_t i, const voi
     return vhosti_kernel_ioctl(kernel, i, "SET_LOG_FD", VHOSTI_KERNEL_SET_LOG_FD, &fd);
 }
 
-/* What goes with an owner, and comes with the next one again. May be tried again. */
+/* What goes with an owner, and comes with the next one again. */
 static int vhosti_kernel_furnish_fd(vhost_kernel *kernel, uint32_t i)
 {
     int code;
@@ -708,7 +714,7 @@ static int vhosti_kernel_unstick(vhost_kernel *kernel, const vhost_features *fea
             continue;
         code = vhosti_kernel_ioctl(kernel, i, "RESET_OWNER", VHOSTI_KERNEL_RESET_OWNER, NULL);
         if (code >= 0)
-            one->owned = one->furnished = one->has_worker = one->sticks = false;
+            one->owned = one->furnished = one->hired = one->sticks = false;
     }
     return code;
 }
@@ -772,7 +778,7 @@ static int vhosti_kernel_op_set_features(void *backend, const vhost_features *fe
         return code;
     kernel->features = *features;
     if (!vhost_features_test(features, VHOST_FEATURE_LOG_ALL))
-        kernel->log_base = 0; /* that memory goes now: no way leads back to it */
+        kernel->log_base = 0; /* its memory may go now */
     return vhosti_kernel_set_backend_features(kernel);
 }
 
@@ -829,7 +835,8 @@ static int vhosti_kernel_op_set_log(void *backend, const vhost_log_memory *memor
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
     uint64_t base = (uintptr_t)memory->base;
-    int code = vhosti_kernel_on_all(kernel, vhosti_kernel_step_log, &base, &kernel->log_base);
+    int code = vhosti_kernel_on_all(kernel, vhosti_kernel_step_log, &base,
+                                    kernel->log_base != 0 ? &kernel->log_base : NULL);
     if (code == 0)
         kernel->log_base = base;
     return code;

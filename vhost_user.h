@@ -296,6 +296,8 @@ struct vhost_user {
     uint64_t taken;                /* requests that are done with, ever */
     uint64_t deadline;             /* of what was submitted */
     bool submitted;                /* something, since the last fence */
+    bool settling;                 /* all that is submitted is being waited for */
+    bool hung_up;                  /* the back-end has closed its channel */
     int blocked;                   /* why nothing can be sent now */
     vhost_fence failure;           /* the first one since the last fence */
     uint8_t status;                /* virtio device status, as told */
@@ -651,7 +653,8 @@ typedef struct vhosti_user_message {
     int queue;   /* or -1 */
     vhosti_user_answer answer;
     void *result;         /* where the answer goes */
-    uint32_t result_size; /* bytes, of BYTES and ECHO */
+    uint32_t result_size; /* bytes of the answer, of BYTES and ECHO */
+    uint32_t skipped;     /* of them, at the beginning */
     uint32_t fd_count;
     int fds[VHOSTI_USER_FDS];
     uint32_t size;
@@ -666,6 +669,7 @@ typedef struct vhosti_user_request {
     vhosti_user_answer answer;
     void *result;
     uint32_t result_size;
+    uint32_t skipped;
     uint32_t offset; /* of BYTES */
     uint32_t end;    /* of its bytes in `out` */
     uint32_t fd_count;
@@ -687,6 +691,12 @@ typedef struct vhosti_user_slot { /* a region that the back-end has */
 static void vhosti_user_put(vhosti_user_message *message, const void *bytes, uint32_t size)
 {
     memcpy(message->bytes + message->size, bytes, size);
+    message->size += size;
+}
+
+static void vhosti_user_put_zeros(vhosti_user_message *message, uint32_t size)
+{
+    memset(message->bytes + message->size, 0, size);
     message->size += size;
 }
 
@@ -729,7 +739,7 @@ static void vhosti_user_compose(vhosti_user_message *message, uint32_t id, vhost
     message->queue = queue;
     message->answer = answer;
     message->result = NULL;
-    message->result_size = 0;
+    message->result_size = message->skipped = 0;
     message->fd_count = 0;
     message->size = VHOSTI_USER_HEADER;
 }
@@ -836,6 +846,16 @@ static int vhosti_user_sys_bind(const char *path)
     return code;
 }
 
+static bool vhosti_user_sys_is_socket(const char *path)
+{
+    enum {
+        TYPE = 0170000,
+        SOCKET = 0140000
+    }; /* which strict C99 does not show */
+    struct stat about;
+    return stat(path, &about) == 0 && (about.st_mode & TYPE) == SOCKET;
+}
+
 static int vhosti_user_sys_listen(const char *path, void *user)
 {
     int fd = vhosti_user_sys_bind(path), other;
@@ -844,7 +864,7 @@ static int vhosti_user_sys_listen(const char *path, void *user)
     other = vhosti_user_sys_connect(path, user);
     if (other >= 0)
         (void)close(other);
-    if (other != -ECONNREFUSED) /* not a dead socket: somebody listens, or it is none */
+    if (other != -ECONNREFUSED || !vhosti_user_sys_is_socket(path)) /* not a dead one */
         return -EADDRINUSE;
     (void)unlink(path);
     return vhosti_user_sys_bind(path);
@@ -1254,6 +1274,7 @@ static vhosti_user_request vhosti_user_make_request(const vhost_user *self,
         request.answer = VHOSTI_USER_NOTHING;
     request.result = message->result;
     request.result_size = message->result_size;
+    request.skipped = message->skipped;
     request.offset = 0;
     if (request.answer == VHOSTI_USER_BYTES)
         request.offset = vhosti_user_get32(message->bytes + VHOSTI_USER_HEADER);
@@ -1369,6 +1390,16 @@ static int vhosti_user_take_fd(vhosti_user_input *input)
     return input->fd_count > 0 ? input->fds[--input->fd_count] : -1;
 }
 
+/* Of a packed ring, some back-ends (DPDK's) say only where they take: they have waited for all that
+   was in flight, so that they give back at the same place. */
+static uint32_t vhosti_user_whole_base(const vhost_user *self, uint32_t id, uint32_t value)
+{
+    bool packed = vhost_features_test(&self->device->acked, VHOST_FEATURE_RING_PACKED);
+    bool waited =
+        id == VHOSTI_USER_GET_VRING_BASE && !vhosti_user_uses(self, VHOST_USER_BIT_INFLIGHT_BASE);
+    return packed && waited && value >> 16 == 0 ? value | value << 16 : value;
+}
+
 static void vhosti_user_take_base(vhost_user *self, const vhosti_user_request *request,
                                   const uint8_t *payload)
 {
@@ -1377,7 +1408,7 @@ static void vhosti_user_take_base(vhost_user *self, const vhosti_user_request *r
         vhosti_user_absurd(self, request, vhosti_user_get32(payload));
         return;
     }
-    base->value = vhosti_user_get32(payload + 4);
+    base->value = vhosti_user_whole_base(self, request->id, vhosti_user_get32(payload + 4));
     base->answered = true;
 }
 
@@ -1390,7 +1421,8 @@ static void vhosti_user_take_bytes(vhost_user *self, const vhosti_user_request *
              vhosti_user_get32(payload + 4) != request->result_size)
         vhosti_user_absurd(self, request, vhosti_user_get32(payload));
     else
-        memcpy(request->result, payload + 12, request->result_size);
+        memcpy(request->result, payload + 12 + request->skipped,
+               request->result_size - request->skipped);
 }
 
 /* The record is the back-end's, and this process never maps it: its fd may be cut short at any
@@ -1581,12 +1613,23 @@ static bool vhosti_user_take(vhost_user *self)
     return true;
 }
 
+static void vhosti_user_hang_up(vhost_user *self)
+{
+    uint32_t first = self->request_first;
+    bool asked = first < self->request_count;
+    VHOSTI_USER_POISON(self, -ECONNRESET, VHOST_WHY_USER_EOF, asked ? self->requests[first].id : 0,
+                       asked ? self->requests[first].queue : -1, "%s",
+                       self->main.size > 0 ? "in the middle of an answer"
+                       : asked             ? "no answer"
+                                           : "unasked");
+}
+
 /* Reads what is there into an input, at most `room` bytes. Returns whether there was something. */
 static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_t room)
 {
     uint32_t fds = VHOSTI_USER_FDS - input->fd_count;
     uint32_t first = self->request_first;
-    bool asked = first < self->request_count && input == &self->main;
+    bool asked = first < self->request_count;
     uint32_t id = asked ? self->requests[first].id : 0;
     int queue = asked ? self->requests[first].queue : -1;
     ptrdiff_t count =
@@ -1599,11 +1642,15 @@ static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_
     }
     if (count == -EINTR)
         return true;
+    if ((count == 0 || count == -ECONNRESET) && input == &self->channel) {
+        vhosti_user_close_input(self, input); /* answers may still be on the main socket */
+        self->hung_up = true;
+        return true;
+    }
     if (count == -EMSGSIZE)
         VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_FDS, id, queue, "more than 8");
     else if (count == 0 || count == -ECONNRESET)
-        VHOSTI_USER_POISON(self, -ECONNRESET, VHOST_WHY_USER_EOF, id, queue, "%s",
-                           input->size > 0 ? "in the middle of an answer" : "no answer");
+        vhosti_user_hang_up(self);
     else if (count != -EAGAIN && count != -EWOULDBLOCK)
         VHOSTI_USER_POISON(self, (int)count, VHOST_WHY_USER_SOCKET, id, queue, "receive, errno %d",
                            (int)-count);
@@ -1668,6 +1715,8 @@ static bool vhosti_user_send(vhost_user *self)
                                       self->options.user);
     if (count > 0) {
         vhosti_user_was_sent(self, (uint32_t)count);
+        if (!self->submitted) /* left over: it has the time from now on */
+            self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
         vhosti_user_retire_unanswered(self);
         return true;
     }
@@ -1884,16 +1933,16 @@ static void vhosti_user_answer_request(vhost_user *self, uint32_t id, int code, 
                            count < 0 ? (int)-count : 0);
 }
 
-static void vhosti_user_serve_request(vhost_user *self, const vhosti_user_service *service)
+static void vhosti_user_serve_request(vhost_user *self, const vhosti_user_service *service,
+                                      const uint8_t *message, int fd)
 {
-    vhosti_user_input *input = &self->channel;
-    uint32_t id = vhosti_user_get32(input->bytes), flags = vhosti_user_get32(input->bytes + 4);
+    uint32_t id = vhosti_user_get32(message), flags = vhosti_user_get32(message + 4);
     bool asked =
         (flags & VHOSTI_USER_NEED_REPLY) != 0 && vhosti_user_uses(self, VHOST_USER_BIT_REPLY_ACK);
     bool gives = service != NULL && service->gives_fd;
-    int fd = vhosti_user_take_fd(input), given = fd, code = -ENOTSUP;
+    int given = fd, code = -ENOTSUP;
     if (service != NULL && (service->bit < 0 || vhosti_user_uses(self, service->bit)))
-        code = service->serve(self, input->bytes + VHOSTI_USER_HEADER, &given);
+        code = service->serve(self, message + VHOSTI_USER_HEADER, &given);
     if (self->dead == 0 && (asked || gives))
         vhosti_user_answer_request(self, id, gives && given < 0 && code >= 0 ? -ENOENT : code,
                                    gives && code >= 0 ? given : -1);
@@ -1918,9 +1967,11 @@ static bool vhosti_user_check_request(vhost_user *self, const vhosti_user_servic
 /* Serves one request, or reads a part of it. Returns whether there was something. */
 static bool vhosti_user_listen_to(vhost_user *self)
 {
+    uint8_t message[VHOSTI_USER_HEADER + VHOSTI_USER_REQUEST_MOST];
     vhosti_user_input *input = &self->channel;
     const vhosti_user_service *service;
     uint32_t room = VHOSTI_USER_HEADER;
+    int fd;
     if (self->dead < 0 || input->fd < 0)
         return false;
     if (input->size >= VHOSTI_USER_HEADER)
@@ -1935,8 +1986,10 @@ static bool vhosti_user_listen_to(vhost_user *self)
     room = vhosti_user_input_size(input);
     if (input->size < room)
         return true;
-    vhosti_user_serve_request(self, service);
-    vhosti_user_consume(self, input, room);
+    memcpy(message, input->bytes, room);
+    fd = vhosti_user_take_fd(input);
+    vhosti_user_consume(self, input, room); /* first: to serve it may mean to wait, and listen */
+    vhosti_user_serve_request(self, service, message, fd);
     return true;
 }
 
@@ -1948,6 +2001,8 @@ static bool vhosti_user_step(vhost_user *self)
     bool moved = vhosti_user_receive(self);
     moved |= vhosti_user_send(self);
     moved |= vhosti_user_listen_to(self);
+    if (!moved && self->dead == 0 && self->hung_up)
+        vhosti_user_hang_up(self);
     return moved;
 }
 
@@ -1961,8 +2016,9 @@ static void vhosti_user_time_out(vhost_user *self)
                        (unsigned long)self->options.timeout_ms);
 }
 
-/* Until one of the sockets, or `other`, has something; at most until the deadline. */
-static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other)
+/* Until one of the sockets, or `other`, has something; at most until the deadline. patient: false
+   to just look. */
+static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other, bool patient)
 {
     vhost_user_poll polled[VHOSTI_USER_POLLS];
     uint64_t now = vhosti_user_now(self);
@@ -1985,7 +2041,7 @@ static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other)
     }
     if (self->blocked == VHOSTI_USER_BLOCKED_BY_FDS && left > VHOSTI_USER_FDS_PAUSE_MS)
         left = VHOSTI_USER_FDS_PAUSE_MS; /* nothing shows when the other side took some */
-    (void)self->options.calls->wait(polled, count, left, self->options.user);
+    (void)self->options.calls->wait(polled, count, patient ? left : 0, self->options.user);
     if (other != NULL)
         other->ready = polled[0].ready;
 }
@@ -2009,15 +2065,17 @@ static int vhosti_user_settle(vhost_user *self)
     uint64_t goal;
     if (!self->submitted)
         self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
+    self->settling = true;
     vhosti_user_end_with_answer(self);
     goal = self->taken + (self->request_count - self->request_first);
     while (self->dead == 0 && self->taken < goal) {
         if (!vhosti_user_step(self) && self->dead == 0)
-            vhosti_user_wait(self, NULL);
+            vhosti_user_wait(self, NULL, true);
         else if (self->dead == 0 && vhosti_user_now(self) >= self->deadline)
             vhosti_user_time_out(self);
     }
-    self->submitted = false;
+    self->submitted = self->settling = false;
+    self->deadline = vhosti_user_now(self) + self->options.timeout_ms; /* of what is left over */
     if (self->dead < 0 && self->failure.error == 0) {
         uint32_t first = self->request_first;
         bool asked = first < self->request_count;
@@ -2048,6 +2106,8 @@ static void vhosti_user_kick_rings(vhost_user *self)
 static void vhosti_user_fence(void *backend, vhost_fence *result)
 {
     vhost_user *self = (vhost_user *)backend;
+    if (self->settling) /* a miss, found by a service of ours: what waits there waits for it, too */
+        return;
     if (vhosti_user_settle(self) == 0)
         vhosti_user_kick_rings(self);
     *result = self->failure;
@@ -2063,7 +2123,7 @@ static void vhosti_user_forget(vhost_user *self)
     self->queue_number = self->slots = 0;
     self->request_first = self->request_count = self->requests_sent = 0;
     self->out_size = self->out_sent = 0;
-    self->submitted = false;
+    self->submitted = self->hung_up = false;
     vhosti_user_clear_failure(self);
     self->status = 0;
     self->slot_count = 0;
@@ -2413,13 +2473,30 @@ static bool vhosti_user_has_table(const vhost_user *self, const vhost_table *tab
     return true;
 }
 
-/* Postcopy: the back-end answers where it has the regions, and goes on when it is told to. */
-static int vhosti_user_submit_memory(vhost_user *self, vhosti_user_message *message,
-                                     uint32_t skipped)
+/* Postcopy: the back-end answers with the same regions, at its own addresses. */
+static int vhosti_user_tell_regions(vhost_user *self, const uint8_t *asked, const uint8_t *answer,
+                                    uint32_t size)
+{
+    uint32_t at, step = vhosti_user_uses(self, VHOST_USER_BIT_XEN) ? 40 : 32;
+    for (at = 8; at < size; at += step)
+        if (memcmp(asked + at, answer + at, 16) != 0) {
+            VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_VALUE, VHOSTI_USER_SET_MEM_TABLE, -1,
+                               "another region at 0x%llx",
+                               (unsigned long long)vhosti_user_get64(answer + at));
+            return self->dead;
+        }
+    for (at = 8; at < size && self->options.on_postcopy_region != NULL; at += step)
+        self->options.on_postcopy_region(self, vhosti_user_get64(answer + at),
+                                         vhosti_user_get64(answer + at + 8),
+                                         vhosti_user_get64(answer + at + 16), self->options.user);
+    return 0;
+}
+
+/* In postcopy a back-end goes on with the memory when it is told to, after its answer. */
+static int vhosti_user_submit_memory(vhost_user *self, vhosti_user_message *message)
 {
     uint8_t answer[VHOSTI_USER_MEMORY_MOST];
-    uint32_t at, size = message->size - VHOSTI_USER_HEADER;
-    uint32_t step = vhosti_user_uses(self, VHOST_USER_BIT_XEN) ? 40 : 32;
+    uint32_t size = message->size - VHOSTI_USER_HEADER;
     int code;
     if (self->postcopy != VHOSTI_USER_POSTCOPY_LISTENING)
         return vhosti_user_submit(self, message);
@@ -2429,12 +2506,10 @@ static int vhosti_user_submit_memory(vhost_user *self, vhosti_user_message *mess
     code = vhosti_user_submit(self, message);
     if (code == 0)
         code = vhosti_user_settle(self);
+    if (code == 0)
+        code = vhosti_user_tell_regions(self, message->bytes + VHOSTI_USER_HEADER, answer, size);
     if (code < 0)
         return code;
-    for (at = skipped; at < size && self->options.on_postcopy_region != NULL; at += step)
-        self->options.on_postcopy_region(self, vhosti_user_get64(answer + at),
-                                         vhosti_user_get64(answer + at + 8),
-                                         vhosti_user_get64(answer + at + 16), self->options.user);
     vhosti_user_compose(message, message->id, message->op, -1, VHOSTI_USER_NOTHING);
     vhosti_user_put64(message, 0);
     return vhosti_user_submit(self, message);
@@ -2452,7 +2527,7 @@ static int vhosti_user_submit_table(vhost_user *self, const vhost_table *table)
     vhosti_user_put32(&message, 0);
     for (i = 0; i < table->count; i++)
         vhosti_user_put_live_region(&message, self, &table->regions[i]);
-    return vhosti_user_submit_memory(self, &message, 8);
+    return vhosti_user_submit_memory(self, &message);
 }
 
 static int vhosti_user_submit_add(vhost_user *self, const vhost_region *region)
@@ -2461,7 +2536,7 @@ static int vhosti_user_submit_add(vhost_user *self, const vhost_region *region)
     vhosti_user_compose(&message, VHOSTI_USER_ADD_MEM_REG, VHOST_OP_SET_TABLE, -1, VHOSTI_USER_ACK);
     vhosti_user_put64(&message, 0);
     vhosti_user_put_live_region(&message, self, region);
-    return vhosti_user_submit_memory(self, &message, 8);
+    return vhosti_user_submit_memory(self, &message);
 }
 
 static int vhosti_user_submit_remove(vhost_user *self, const vhosti_user_slot *slot)
@@ -2585,27 +2660,38 @@ static int vhosti_user_iotlb_send(void *backend, const vhost_iotlb *entry)
 
 /* ---- config space ---- */
 
+/* Some back-ends take no heed of the offset when they are asked, and answer from 0 on: what can be
+   is asked for from 0 on, and the beginning left out. */
+static void vhosti_user_put_config(vhosti_user_message *message, bool write, uint32_t offset,
+                                   uint8_t *bytes, uint32_t size, uint32_t flags)
+{
+    bool whole = !write && offset + size <= VHOSTI_USER_CONFIG;
+    vhosti_user_put32(message, whole ? 0 : offset);
+    vhosti_user_put32(message, whole ? offset + size : size);
+    vhosti_user_put32(message, flags);
+    if (whole)
+        vhosti_user_put_zeros(message, offset);
+    vhosti_user_put(message, bytes, size);
+    message->result = bytes;
+    message->result_size = whole ? offset + size : size;
+    message->skipped = whole ? offset : 0;
+}
+
 /* In pieces that every back-end takes. */
 static int vhosti_user_move_config(vhost_user *self, bool write, uint32_t offset, uint8_t *bytes,
                                    uint32_t size, uint32_t flags)
 {
     uint32_t id = write ? VHOSTI_USER_SET_CONFIG : VHOSTI_USER_GET_CONFIG;
     vhost_op op = write ? VHOST_OP_SET_CONFIG : VHOST_OP_GET_CONFIG;
-    uint32_t done;
+    uint32_t done, most = VHOSTI_USER_CONFIG;
     if (self->dead == 0 && !vhosti_user_uses(self, VHOST_USER_BIT_CONFIG))
         return VHOSTI_USER_FAIL(self, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, id, -1, "no CONFIG");
-    for (done = 0; done < size; done += VHOSTI_USER_CONFIG) {
-        uint32_t left = size - done, most = VHOSTI_USER_CONFIG;
-        uint32_t piece = left < most ? left : most;
+    for (done = 0; done < size; done += most) {
+        uint32_t piece = size - done < most ? size - done : most;
         vhosti_user_message message;
         int code;
         vhosti_user_compose(&message, id, op, -1, write ? VHOSTI_USER_ACK : VHOSTI_USER_BYTES);
-        vhosti_user_put32(&message, offset + done);
-        vhosti_user_put32(&message, piece);
-        vhosti_user_put32(&message, flags);
-        vhosti_user_put(&message, bytes + done, piece);
-        message.result = bytes + done;
-        message.result_size = piece;
+        vhosti_user_put_config(&message, write, offset + done, bytes + done, piece, flags);
         code = vhosti_user_submit(self, &message);
         if (code < 0)
             return code;
@@ -2894,17 +2980,17 @@ static bool vhosti_user_read_at(vhost_user *self, int fd, uint64_t offset, uint8
     return true;
 }
 
-/* Whether a packed ring's descriptor was given back to the driver: both flags are as `wrap`. */
+/* Whether a packed ring's descriptor was given back to the driver. Its used flag alone tells: the
+   driver may have made it available again since. */
 static bool vhosti_user_was_used(const vhost_user *self, uint32_t queue, uint32_t index, bool wrap)
 {
     const vhost_queue *ring = &self->device->queues[queue];
     vhost_extent extent;
-    uint8_t flags[2];
     if (vhost_memory_find(self->device->vm, ring->desc + 16 * (uint64_t)index, &extent) < 0 ||
         extent.size < 16)
         return false;
-    memcpy(flags, (const uint8_t *)extent.host + 14, sizeof flags); /* little-endian */
-    return (flags[0] >> 7 & 1) == wrap && (flags[1] >> 7 & 1) == wrap;
+    return (((const uint8_t *)extent.host)[15] >> 7 != 0) ==
+           wrap; /* bit 15 of the last two bytes */
 }
 
 /* The back-end writes old_used_idx when the driver has been given what used_idx counts. If it died
@@ -3081,6 +3167,12 @@ static int vhosti_user_submit_check(vhost_user *self)
                                    VHOSTI_USER_VERDICT, NULL);
 }
 
+static int vhosti_user_fail_way(vhost_user *self, int code, const char *what)
+{
+    return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_SOCKET, VHOSTI_USER_SET_DEVICE_STATE_FD, -1,
+                            "%s, errno %d", what, -code);
+}
+
 /* A way for bytes to or from the back-end: *fd is our end, which does not block. A pair of sockets,
    as a pipe without a reader kills the writer. */
 static int vhosti_user_open_way(vhost_user *self, bool load, int *fd)
@@ -3088,8 +3180,7 @@ static int vhosti_user_open_way(vhost_user *self, bool load, int *fd)
     int ends[2], theirs, code = self->options.calls->socket_pair(ends, self->options.user);
     *fd = -1;
     if (code < 0)
-        return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_SOCKET, VHOSTI_USER_SET_DEVICE_STATE_FD,
-                                -1, "socket pair, errno %d", -code);
+        return vhosti_user_fail_way(self, code, "socket pair");
     code = vhosti_user_submit_state(self, load, ends[1], &theirs);
     if (code == 0)
         code = vhosti_user_settle(self);
@@ -3097,8 +3188,8 @@ static int vhosti_user_open_way(vhost_user *self, bool load, int *fd)
     if (theirs >= 0) {
         vhosti_user_close_fd(self, &ends[0]);
         ends[0] = theirs;
-        if (code == 0)
-            code = self->options.calls->unblock(theirs, self->options.user);
+        if (code == 0 && self->options.calls->unblock(theirs, self->options.user) < 0)
+            code = vhosti_user_fail_way(self, -EBADF, "the back-end's own fd");
     }
     if (code < 0)
         vhosti_user_close_fd(self, &ends[0]);
@@ -3114,9 +3205,13 @@ static int vhosti_user_await_way(vhost_user *self, int fd, bool output)
     way.fd = fd;
     way.output = output;
     self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
-    while (self->dead == 0 && !way.ready)
-        if (!vhosti_user_step(self) && self->dead == 0)
-            vhosti_user_wait(self, &way);
+    self->settling = true;
+    while (self->dead == 0 && !way.ready) { /* though the channel may never fall silent */
+        bool moved = vhosti_user_step(self);
+        if (self->dead == 0)
+            vhosti_user_wait(self, &way, !moved);
+    }
+    self->settling = false;
     return self->dead;
 }
 
@@ -3132,6 +3227,8 @@ static int vhosti_user_take_all(vhost_user *self, int fd, vhost_user_take take, 
             return 0;
         if (code == -EAGAIN || code == -EWOULDBLOCK) {
             code = vhosti_user_await_way(self, fd, false);
+        } else if (code < 0 && code != -EINTR) {
+            code = vhosti_user_fail_way(self, code, "read");
         } else if (count > 0 && (uint64_t)count > limit - total) {
             code = VHOSTI_USER_FAIL(self, -EFBIG, VHOST_WHY_ARGUMENT, 0, -1,
                                     "more than %llu bytes of state", (unsigned long long)limit);
@@ -3159,11 +3256,11 @@ static int vhosti_user_give_piece(vhost_user *self, int fd, const uint8_t *bytes
         int code = count < 0 ? (int)count : 0;
         if (code == -EAGAIN || code == -EWOULDBLOCK)
             code = vhosti_user_await_way(self, fd, true);
-        else if (code == -EINTR)
-            code = 0;
         else if (code == 0)
             done += (size_t)count;
-        if (code < 0)
+        else if (code != -EINTR)
+            code = vhosti_user_fail_way(self, code, "write");
+        if (code < 0 && code != -EINTR)
             return code;
     }
     return 0;
@@ -3397,7 +3494,7 @@ VHOST_USER_DEF int vhost_user_postcopy_listen(vhost_user *self)
 VHOST_USER_DEF int vhost_user_postcopy_end(vhost_user *self)
 {
     int code;
-    if (self->postcopy == VHOSTI_USER_PRECOPY)
+    if (self->postcopy != VHOSTI_USER_POSTCOPY_LISTENING)
         return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, VHOSTI_USER_POSTCOPY_END, -1,
                                 "not after listen");
     code = vhosti_user_ask_bare(self, VHOSTI_USER_POSTCOPY_END, VHOST_USER_BIT_PAGEFAULT,
@@ -3572,23 +3669,35 @@ VHOST_USER_DEF int vhost_user_process(vhost_user *self)
     return vhosti_user_try(self);
 }
 
+/* Until when what is left over between two calls may wait; nothing shows when it can be sent. */
+static uint64_t vhosti_user_next(const vhost_user *self, uint64_t now)
+{
+    if (self->dead < 0 || self->hung_up)
+        return now;
+    if (self->request_first == self->request_count)
+        return UINT64_MAX;
+    if (self->requests_sent == self->request_count)
+        return self->deadline;
+    return self->blocked == VHOSTI_USER_FREE ? now : now + VHOSTI_USER_FDS_PAUSE_MS;
+}
+
+static uint64_t vhosti_user_next_try(const vhost_user *self, uint64_t now)
+{
+    if (!self->lost)
+        return now;
+    return self->given_up || vhosti_user_awaits_word(self) ? UINT64_MAX : self->retry_at;
+}
+
 VHOST_USER_DEF int vhost_user_timeout(const vhost_user *self)
 {
-    uint64_t at = self->retry_at, now;
+    uint64_t now, at;
     if (self->device == NULL || self->device->state == VHOST_STATE_CLOSED)
         return -1;
-    if (!vhosti_user_is_broken(self)) {
-        if (self->dead < 0)
-            return 0;
-        if (self->request_first == self->request_count)
-            return -1;
-        at = self->deadline; /* of what is still to be answered */
-    } else if (!self->lost) {
-        return 0;
-    } else if (self->given_up || vhosti_user_awaits_word(self)) {
-        return -1;
-    }
     now = vhosti_user_now(self);
+    at =
+        vhosti_user_is_broken(self) ? vhosti_user_next_try(self, now) : vhosti_user_next(self, now);
+    if (at == UINT64_MAX)
+        return -1;
     return at > now ? (int)(at - now) : 0;
 }
 

@@ -319,30 +319,21 @@ bool mock_reaches_ring(const mock_backend *mock, uint32_t queue)
            mock_reaches(mock, part[VHOST_USED].address, part[VHOST_USED].size, VHOST_PERMIT_WRITE);
 }
 
-static const vhost_region *region_of(const mock_backend *mock, uint64_t gpa)
+static bool is_page_in_table(const mock_backend *mock, uint64_t gpa, const unsigned char *host)
 {
     for (uint32_t i = 0; i < mock->table_count; i++) {
         const vhost_region *region = &mock->table[i];
         if (gpa >= region->gpa && gpa - region->gpa < region->size) {
-            return region;
+            return host == (unsigned char *)region->host + (gpa - region->gpa);
         }
     }
-    return NULL;
+    return false;
 }
 
 static bool is_in_table(const mock_backend *mock, const vhost_iotlb *entry)
 {
-    bool by_host = mock->facts.profile == VHOST_PROFILE_BY_HOST;
-    uint64_t done = 0;
-    while (done < entry->size) {
-        const vhost_region *region = region_of(mock, entry->gpa + done);
-        uint64_t offset = region ? entry->gpa + done - region->gpa : 0;
-        if (!region ||
-            (unsigned char *)entry->host + done != (unsigned char *)region->host + offset) {
-            return false;
-        }
-        done += region->size - offset;
-        if (done < entry->size && !by_host) {
+    for (uint64_t at = 0; at < entry->size; at += VHOST_PAGE) {
+        if (!is_page_in_table(mock, entry->gpa + at, (unsigned char *)entry->host + at)) {
             return false;
         }
     }

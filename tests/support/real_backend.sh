@@ -90,7 +90,8 @@ num-queues=$queues,writable=$writable"
 net)
     dpdk --vdev "net_vhost0,iface=$PWD/socket,queues=$queues,client=$client,\
 iommu-support=$iommu,postcopy-support=$postcopy" -- --forward-mode=macswap --port-topology=loop \
-        --total-num-mbufs=8192 --auto-start "--rxq=$queues" "--txq=$queues" --no-mlockall
+        --total-num-mbufs=8192 --auto-start "--rxq=$queues" "--txq=$queues" --no-mlockall \
+        --no-flush-rx # frames that wait in the rings when it comes
     ;;
 fs)
     mkdir -p "$share"

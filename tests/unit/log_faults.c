@@ -31,6 +31,8 @@ typedef struct operation {
 
 /* ---- arranging: devices 0 and 1 run, of different kinds; device 2 is stopped ---- */
 
+static bool own_logs; /* each device has a log of its own, not each kind */
+
 static int map_some(fixture *f, bool far)
 {
     vhost_section sections[3];
@@ -58,6 +60,7 @@ static int attach_two(fixture *f, vhost_log_kind second)
     can_log(f, 0, VHOST_DIRTY_PRIVATE);
     can_log(f, 1, second);
     can_log(f, 2, VHOST_DIRTY_SHARED);
+    f->device_options.own_log = own_logs;
     int result = map_warm(f);
     for (unsigned d = 0; d < 2 && result == 0; d++) {
         result = fixture_attach(f, d);
@@ -394,24 +397,52 @@ static const char *name_of(size_t number)
 
 static const exhaust_trial trial = {sizeof operations / sizeof *operations, name_of, let_fail};
 
-TEST each_call_about_the_log_fails_once(fixture *f)
+static enum greatest_test_res shared_and_own(fixture *f, fixture_test *test)
+{
+    own_logs = false;
+    CHECK_CALL(test(f));
+    own_logs = true;
+    return test(f);
+}
+
+static enum greatest_test_res once(fixture *f)
 {
     return exhaust(f, &trial, FAULT_ONCE);
 }
 
-TEST each_call_about_the_log_fails_and_all_after_it(fixture *f)
+static enum greatest_test_res ever_after(fixture *f)
 {
     return exhaust(f, &trial, FAULT_EVER_AFTER);
 }
 
-TEST each_call_about_the_log_fails_and_one_after_it(fixture *f)
+static enum greatest_test_res pairs(fixture *f)
 {
     return exhaust_pairs(f, &trial, 10);
 }
 
-TEST a_back_end_dies_in_each_call_about_the_log(fixture *f)
+static enum greatest_test_res death(fixture *f)
 {
     return exhaust(f, &trial, FAULT_DEATH);
+}
+
+TEST each_call_about_the_log_fails_once(fixture *f)
+{
+    return shared_and_own(f, once);
+}
+
+TEST each_call_about_the_log_fails_and_all_after_it(fixture *f)
+{
+    return shared_and_own(f, ever_after);
+}
+
+TEST each_call_about_the_log_fails_and_one_after_it(fixture *f)
+{
+    return shared_and_own(f, pairs);
+}
+
+TEST a_back_end_dies_in_each_call_about_the_log(fixture *f)
+{
+    return shared_and_own(f, death);
 }
 
 SUITE(log_faults_suite)

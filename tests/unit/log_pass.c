@@ -1,5 +1,5 @@
 /* How often a sync looks at the log, and what comes in between. This file has an implementation of
-   its own, that counts. */
+   its own, that counts, and whose private parts can be reached. */
 #include <stddef.h>
 
 static size_t loads, takes;
@@ -177,6 +177,37 @@ TEST only_words_of_the_range_are_looked_at(void)
     PASS();
 }
 
+/* The first span is made to reach over everything: a sync of a range above it does not see it. */
+TEST only_spans_of_the_range_are_looked_at(void)
+{
+    static machine m;
+    uint64_t pages = 0, hole = 2 * SECTIONS - 3;
+    vhost_log_sink sink;
+    ASSERT_EQ(0, begin(&m, 1, SECTIONS));
+    memset(&sink, 0, sizeof sink);
+    sink.range = count_range;
+    sink.user = &pages;
+    vhosti_current(&m.vm)->spans[0].last = UINT64_MAX;
+    mock_dirty(&m.mock[0], hole * PAGE);
+    mock_dirty(&m.mock[0], (hole - 1) * PAGE);
+    ASSERT_EQ(0, vhost_log_sync(&m.vm, (hole - 1) * PAGE, 2 * PAGE, &sink));
+    ASSERT_EQ(1, sink.pages_dirty);
+    ASSERT_EQ(1, sink.pages_dropped);
+    end(&m);
+    PASS();
+}
+
+TEST nothing_grows_beyond_what_can_be_counted(void)
+{
+    vhost_vm vm;
+    uint32_t capacity = 16;
+    ASSERT_EQ(0, vhost_vm_init(&vm, NULL));
+    ASSERT_EQ(NULL, vhosti_grow(&vm, NULL, &capacity, UINT32_MAX / 2 + 2, 1));
+    ASSERT_EQ(16, capacity);
+    ASSERT_EQ(0, vhost_vm_cleanup(&vm));
+    PASS();
+}
+
 static mock_backend *late;
 static uint64_t late_page;
 
@@ -221,5 +252,7 @@ SUITE(log_pass_suite)
 {
     RUN_TEST(one_pass_whatever_the_number_of_devices_and_sections);
     RUN_TEST(only_words_of_the_range_are_looked_at);
+    RUN_TEST(only_spans_of_the_range_are_looked_at);
+    RUN_TEST(nothing_grows_beyond_what_can_be_counted);
     RUN_TEST(what_a_back_end_logs_during_a_sync_is_not_lost);
 }

@@ -8,6 +8,7 @@ SUITE_EXTERN(queue_suite);
 SUITE_EXTERN(commit_suite);
 SUITE_EXTERN(log_suite);
 SUITE_EXTERN(log_faults_suite);
+SUITE_EXTERN(log_own_suite);
 SUITE_EXTERN(log_pass_suite);
 SUITE_EXTERN(threads_suite);
 SUITE_EXTERN(model_suite);
@@ -22,6 +23,18 @@ SUITE_EXTERN(recover_suite);
 SUITE_EXTERN(by_fd_suite);
 SUITE_EXTERN(slots_suite);
 SUITE_EXTERN(no_posix_suite);
+SUITE_EXTERN(user_backend_suite);
+SUITE_EXTERN(user_open_suite);
+SUITE_EXTERN(user_messages_suite);
+SUITE_EXTERN(user_replies_suite);
+SUITE_EXTERN(user_memory_suite);
+SUITE_EXTERN(user_order_suite);
+SUITE_EXTERN(user_refusals_suite);
+SUITE_EXTERN(user_inflight_suite);
+SUITE_EXTERN(user_state_suite);
+SUITE_EXTERN(user_reconnect_suite);
+SUITE_EXTERN(user_channel_suite);
+SUITE_EXTERN(user_faults_suite);
 
 GREATEST_MAIN_DEFS();
 
@@ -35,6 +48,7 @@ int main(int argc, char **argv)
     RUN_SUITE(commit_suite);
     RUN_SUITE(log_suite);
     RUN_SUITE(log_faults_suite);
+    RUN_SUITE(log_own_suite);
     RUN_SUITE(log_pass_suite);
     RUN_SUITE(threads_suite);
     RUN_SUITE(model_suite);
@@ -49,5 +63,17 @@ int main(int argc, char **argv)
     RUN_SUITE(by_fd_suite);
     RUN_SUITE(slots_suite);
     RUN_SUITE(no_posix_suite);
+    RUN_SUITE(user_backend_suite);
+    RUN_SUITE(user_open_suite);
+    RUN_SUITE(user_messages_suite);
+    RUN_SUITE(user_replies_suite);
+    RUN_SUITE(user_memory_suite);
+    RUN_SUITE(user_order_suite);
+    RUN_SUITE(user_refusals_suite);
+    RUN_SUITE(user_inflight_suite);
+    RUN_SUITE(user_state_suite);
+    RUN_SUITE(user_reconnect_suite);
+    RUN_SUITE(user_channel_suite);
+    RUN_SUITE(user_faults_suite);
     GREATEST_MAIN_END();
 }
