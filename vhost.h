@@ -173,8 +173,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    Not every section goes to back-ends: ROM does not, nor a read-only backing (nothing may write
    them), nor a section with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must
    see every write to it).
-   Rings may stand in any section all the same, but used rings not in ROM, nor above the memory that
-   goes to back-ends. (Behind a vIOMMU they stand in it, like everything else.)
+   Rings may stand in any section all the same, but used rings not in ROM, nor, by a single byte,
+   above the memory that goes to back-ends. (Behind a vIOMMU they stand in it, like everything else.)
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
 
@@ -356,8 +356,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    VHOST_LOAD, _EXCHANGE,    __atomic_*, relaxed  implementation file; of an unsigned long in
    _FETCH_AND, _FETCH_OR                          memory that a back-end writes; all four or none
    VHOST_NO_POSIX            off                  implementation file; then options.events is needed
-   VHOST_KERNEL_             as the first one     in one file, before the include of vhost_kernel.h:
-   IMPLEMENTATION                                 that alone, where vhost.h is implemented elsewhere
+   VHOST_KERNEL_IMPLEMENTATION, VHOST_USER_IMPLEMENTATION
+                             as the first one     in one file, before the include of that header:
+                                                  it alone, where vhost.h is implemented elsewhere
    --------------------------------------------------------------------------------------------- */
 
 #if defined(VHOST_STATIC) && defined(__GNUC__)
@@ -2041,15 +2042,17 @@ static const vhost_region *vhosti_find_region(const vhost_table *table, uint64_t
     return left == 1 && gpa >= region->gpa && gpa - region->gpa < region->size ? region : NULL;
 }
 
-/* Whether a table has [gpa, gpa + size) at `host`, in however many regions. */
-static vhost_why vhosti_check_regions(const vhost_table *table, uint64_t gpa, uint64_t size,
-                                      const void *host)
+/* Whether a table has [gpa, gpa + size) at `host`: by fd in one region, as a peer maps each of them
+   somewhere else. */
+static vhost_why vhosti_check_regions(const vhost_table *table, vhost_profile profile, uint64_t gpa,
+                                      uint64_t size, const void *host)
 {
     uint64_t done = 0;
     while (done < size) {
         const vhost_region *region = vhosti_find_region(table, gpa + done);
         uint64_t offset = region != NULL ? gpa + done - region->gpa : 0;
-        if (region == NULL)
+        if (region == NULL ||
+            (size - done > region->size - offset && profile != VHOST_PROFILE_BY_HOST))
             return VHOST_WHY_RING_UNMAPPED;
         if ((unsigned char *)region->host + offset != (const unsigned char *)host + done)
             return VHOST_WHY_RING_MOVED;
@@ -2059,27 +2062,32 @@ static vhost_why vhosti_check_regions(const vhost_table *table, uint64_t gpa, ui
 }
 
 /* A region that was merged into a larger one, or cut in two, is removed, but not lost. */
-static bool vhosti_loses_memory(const vhost_table_change *change)
+static bool vhosti_loses_memory(const vhost_table_change *change, vhost_profile profile)
 {
     uint32_t i;
     for (i = 0; i < change->removed_count; i++) {
         const vhost_region *gone = &change->removed[i];
-        if (vhosti_check_regions(change->to, gone->gpa, gone->size, gone->host) != VHOST_WHY_NONE)
+        if (vhosti_check_regions(change->to, profile, gone->gpa, gone->size, gone->host) !=
+            VHOST_WHY_NONE)
             return true;
     }
     return false;
 }
 
-/* The last byte that back-ends may write: where their memory ends, in whole pages of its backing.
-   (What lies beyond, such as a BAR that the guest moves, must not make the log any longer.) */
+/* The last byte that back-ends may write: where their memory ends, rounded as a table by fd may
+   round it. (What lies beyond, such as a BAR that the guest moves, must not make the log any
+   longer.) */
 static uint64_t vhosti_last_written(const vhosti_map *map)
 {
     uint32_t i = map->count;
+    uint64_t last, rounding;
     while (i > 0 && !vhosti_is_for_backends(&map->sections[i - 1]))
         i--;
-    return i > 0
-               ? vhosti_last(&map->sections[i - 1]) | (map->sections[i - 1].backing->page_size - 1)
-               : 0;
+    if (i == 0)
+        return 0;
+    last = vhosti_last(&map->sections[i - 1]);
+    rounding = vhosti_page_behind(&map->sections[i - 1]);
+    return rounding < UINT64_MAX - last ? last + rounding : UINT64_MAX;
 }
 
 /* ---- memory slots (B3, B7) ---- */
@@ -2660,7 +2668,7 @@ static vhost_why vhosti_look_up_part(vhost_device *device, uint64_t gpa, uint64_
         return VHOST_WHY_RING_UNMAPPED;
     if (write && !extent.writable)
         return VHOST_WHY_RING_READ_ONLY;
-    if (write && gpa > vhosti_last_written(vhosti_current(device->vm)))
+    if (write && gpa + (size - 1) > vhosti_last_written(vhosti_current(device->vm)))
         return VHOST_WHY_RING_UNMAPPED; /* no log reaches so far */
     *host = extent.host;
     return VHOST_WHY_NONE;
@@ -2680,12 +2688,10 @@ static vhost_why vhosti_check_place(vhost_device *device, const vhost_mapping *m
 static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_table *table,
                                     const vhost_mapping *mapping)
 {
-    const vhost_region *region = vhosti_find_region(table, mapping->gpa);
     if (device->facts.profile == VHOST_PROFILE_BY_HOST)
         return VHOST_WHY_NONE;
-    if (region == NULL || mapping->size > region->size - (mapping->gpa - region->gpa))
-        return VHOST_WHY_RING_UNMAPPED;
-    return vhosti_check_regions(table, mapping->gpa, mapping->size, mapping->host);
+    return vhosti_check_regions(table, device->facts.profile, mapping->gpa, mapping->size,
+                                mapping->host);
 }
 
 static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
@@ -3277,8 +3283,8 @@ static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
     vhost_iotlb entry;
     vhost_why why = vhosti_translate(device, message->iova, write, &entry);
     if (why == VHOST_WHY_NONE && (device->doomed || device->pausing) && /* it has the old table */
-        vhosti_check_regions(&device->table->table, entry.gpa, entry.size, entry.host) !=
-            VHOST_WHY_NONE)
+        vhosti_check_regions(&device->table->table, device->facts.profile, entry.gpa, entry.size,
+                             entry.host) != VHOST_WHY_NONE)
         why = VHOST_WHY_IOTLB_UNMAPPED;
     if (why != VHOST_WHY_NONE)
         return VHOSTI_FAIL(device, -EFAULT, why, VHOST_OP_NONE, -1, "0x%llx, to %s it",
@@ -3614,7 +3620,7 @@ static bool vhosti_submit_table(vhost_device *device, struct vhosti_table *to)
     vhost_table_change change = vhosti_find_change(device->vm, device->table, to);
     VHOSTI_SUBMIT(device, VHOST_OP_SET_TABLE, -1, to->table.count,
                   device->ops->set_table(device->backend, &change));
-    return vhosti_loses_memory(&change);
+    return vhosti_loses_memory(&change, device->facts.profile);
 }
 
 static void vhosti_submit_config_call(vhost_device *device)
@@ -4241,7 +4247,8 @@ static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const v
     for (i = 0; i < queue->piece_count && why == VHOST_WHY_NONE; i++) {
         const vhost_iotlb *entry = &queue->pieces[i].entry;
         part = queue->pieces[i].part;
-        why = vhosti_check_regions(table, entry->gpa, entry->size, entry->host);
+        why = vhosti_check_regions(table, device->facts.profile, entry->gpa, entry->size,
+                                   entry->host);
     }
     if (why != VHOST_WHY_NONE)
         return vhosti_fail_part(device, -EFAULT, why, index, part);
