@@ -174,7 +174,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    them), nor a section with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must
    see every write to it).
    Rings may stand in any section all the same, but used rings not in ROM, nor, by a single byte,
-   above the memory that goes to back-ends. (Behind a vIOMMU they stand in it, like everything else.)
+   above the memory that goes to back-ends. (Behind a vIOMMU they stand in it, like all the rest.)
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
 
