@@ -244,6 +244,7 @@ build/shim/%.so: build/cc/tests/support/shim/%.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -shared $^ -o $@ -ldl -pthread
 build/cc/tests/support/shim/%.o: CFLAGS += -fPIC
+build/real/vhost_user_blk: | build/shim/wire_shim.so
 
 # Objects are kept, and made again when a header they include is newer.
 .SECONDARY:

@@ -173,8 +173,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    Not every section goes to back-ends: ROM does not, nor a read-only backing (nothing may write
    them), nor a section with VHOST_SECTION_DIRTY_TRACKED (somebody else, such as a display, must
    see every write to it).
-   Rings may stand in any section all the same, but used rings not in ROM, nor above the memory that
-   goes to back-ends. (Behind a vIOMMU they stand in it, like everything else.)
+   Rings may stand in any section all the same, but used rings not in ROM, nor, by a single byte,
+   above the memory that goes to back-ends. (Behind a vIOMMU they stand in it, like all the rest.)
    Neighbours that continue one another in one backing become one region. VHOST_SECTION_UNMERGEABLE
    keeps a section by itself, for memory that comes and goes in pieces.
 
@@ -356,8 +356,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    VHOST_LOAD, _EXCHANGE,    __atomic_*, relaxed  implementation file; of an unsigned long in
    _FETCH_AND, _FETCH_OR                          memory that a back-end writes; all four or none
    VHOST_NO_POSIX            off                  implementation file; then options.events is needed
-   VHOST_KERNEL_             as the first one     in one file, before the include of vhost_kernel.h:
-   IMPLEMENTATION                                 that alone, where vhost.h is implemented elsewhere
+   VHOST_KERNEL_IMPLEMENTATION, VHOST_USER_IMPLEMENTATION
+                             as the first one     in one file, before the include of that header:
+                                                  it alone, where vhost.h is implemented elsewhere
    --------------------------------------------------------------------------------------------- */
 
 #if defined(VHOST_STATIC) && defined(__GNUC__)
@@ -809,6 +810,9 @@ typedef struct vhost_backend_ops {
     void (*fence)(void *backend, vhost_fence *result);
     /* What failed last, in the back-end's own words; NULL: it has none. Only its text is read. */
     const vhost_error *(*last_error)(void *backend);
+    /* What was submitted may be on its way before the fence, which will come when others were
+       waited for; NULL: it is, or can wait. */
+    void (*push)(void *backend);
 } vhost_backend_ops;
 
 /* ---- news and traces ---- */
@@ -1178,6 +1182,7 @@ VHOST_API int vhost_device_unmapped(vhost_device *device, uint64_t iova, uint64_
 #if !defined(VHOST_NO_POSIX)
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <poll.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <sys/eventfd.h>
@@ -1408,14 +1413,21 @@ static void vhosti_event_destroy(vhost_event *event, void *user)
 static int vhosti_event_test_and_clear(const vhost_event *event, void *user)
 {
     char bytes[64]; /* an eventfd gives 8 of them, a pipe as many as there were signals */
+    struct pollfd polled;
     int signalled = 0;
-    ptrdiff_t count;
     (void)user;
-    do {
-        count = read(event->wait_fd, bytes, sizeof bytes);
+    polled.fd = event->wait_fd;
+    polled.events = POLLIN;
+    /* Whoever signals may have made it block: there must be something before it is read. */
+    while (poll(&polled, 1, 0) > 0) {
+        ptrdiff_t count = read(event->wait_fd, bytes, sizeof bytes);
         signalled |= count > 0;
-    } while (count == (ptrdiff_t)sizeof bytes || (count < 0 && errno == EINTR));
-    return count < 0 && errno != EAGAIN ? -errno : signalled;
+        if (count == 0 || (count < 0 && errno == EAGAIN))
+            break;
+        if (count < 0 && errno != EINTR)
+            return -errno;
+    }
+    return signalled;
 }
 
 static const vhost_event_ops vhosti_posix_events = {vhosti_event_create, vhosti_event_destroy,
@@ -2041,15 +2053,17 @@ static const vhost_region *vhosti_find_region(const vhost_table *table, uint64_t
     return left == 1 && gpa >= region->gpa && gpa - region->gpa < region->size ? region : NULL;
 }
 
-/* Whether a table has [gpa, gpa + size) at `host`, in however many regions. */
-static vhost_why vhosti_check_regions(const vhost_table *table, uint64_t gpa, uint64_t size,
-                                      const void *host)
+/* Whether a table has [gpa, gpa + size) at `host`: by fd in one region, as a peer maps each of them
+   somewhere else. */
+static vhost_why vhosti_check_regions(const vhost_table *table, vhost_profile profile, uint64_t gpa,
+                                      uint64_t size, const void *host)
 {
     uint64_t done = 0;
     while (done < size) {
         const vhost_region *region = vhosti_find_region(table, gpa + done);
         uint64_t offset = region != NULL ? gpa + done - region->gpa : 0;
-        if (region == NULL)
+        if (region == NULL ||
+            (size - done > region->size - offset && profile != VHOST_PROFILE_BY_HOST))
             return VHOST_WHY_RING_UNMAPPED;
         if ((unsigned char *)region->host + offset != (const unsigned char *)host + done)
             return VHOST_WHY_RING_MOVED;
@@ -2059,27 +2073,32 @@ static vhost_why vhosti_check_regions(const vhost_table *table, uint64_t gpa, ui
 }
 
 /* A region that was merged into a larger one, or cut in two, is removed, but not lost. */
-static bool vhosti_loses_memory(const vhost_table_change *change)
+static bool vhosti_loses_memory(const vhost_table_change *change, vhost_profile profile)
 {
     uint32_t i;
     for (i = 0; i < change->removed_count; i++) {
         const vhost_region *gone = &change->removed[i];
-        if (vhosti_check_regions(change->to, gone->gpa, gone->size, gone->host) != VHOST_WHY_NONE)
+        if (vhosti_check_regions(change->to, profile, gone->gpa, gone->size, gone->host) !=
+            VHOST_WHY_NONE)
             return true;
     }
     return false;
 }
 
-/* The last byte that back-ends may write: where their memory ends, in whole pages of its backing.
-   (What lies beyond, such as a BAR that the guest moves, must not make the log any longer.) */
+/* The last byte that back-ends may write: where their memory ends, rounded as a table by fd may
+   round it. (What lies beyond, such as a BAR that the guest moves, must not make the log any
+   longer.) */
 static uint64_t vhosti_last_written(const vhosti_map *map)
 {
     uint32_t i = map->count;
+    uint64_t last, rounding;
     while (i > 0 && !vhosti_is_for_backends(&map->sections[i - 1]))
         i--;
-    return i > 0
-               ? vhosti_last(&map->sections[i - 1]) | (map->sections[i - 1].backing->page_size - 1)
-               : 0;
+    if (i == 0)
+        return 0;
+    last = vhosti_last(&map->sections[i - 1]);
+    rounding = vhosti_page_behind(&map->sections[i - 1]);
+    return rounding < UINT64_MAX - last ? last + rounding : UINT64_MAX;
 }
 
 /* ---- memory slots (B3, B7) ---- */
@@ -2400,6 +2419,13 @@ static int vhosti_submitted(vhost_device *device, vhost_op op, int queue, int64_
 #define VHOSTI_SUBMIT(device, op, queue, value, call)                                              \
     ((device)->batch.error < 0 ? (device)->batch.error : VHOSTI_TRY(device, op, queue, value, call))
 
+/* Before another device is waited for. */
+static void vhosti_push(vhost_device *device)
+{
+    if (device->batch.pending && device->ops->push != NULL)
+        device->ops->push(device->backend);
+}
+
 /* Ends the batch: 0, or the error of the first operation that failed. */
 static int vhosti_fence(vhost_device *device)
 {
@@ -2660,7 +2686,7 @@ static vhost_why vhosti_look_up_part(vhost_device *device, uint64_t gpa, uint64_
         return VHOST_WHY_RING_UNMAPPED;
     if (write && !extent.writable)
         return VHOST_WHY_RING_READ_ONLY;
-    if (write && gpa > vhosti_last_written(vhosti_current(device->vm)))
+    if (write && gpa + (size - 1) > vhosti_last_written(vhosti_current(device->vm)))
         return VHOST_WHY_RING_UNMAPPED; /* no log reaches so far */
     *host = extent.host;
     return VHOST_WHY_NONE;
@@ -2680,12 +2706,10 @@ static vhost_why vhosti_check_place(vhost_device *device, const vhost_mapping *m
 static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_table *table,
                                     const vhost_mapping *mapping)
 {
-    const vhost_region *region = vhosti_find_region(table, mapping->gpa);
     if (device->facts.profile == VHOST_PROFILE_BY_HOST)
         return VHOST_WHY_NONE;
-    if (region == NULL || mapping->size > region->size - (mapping->gpa - region->gpa))
-        return VHOST_WHY_RING_UNMAPPED;
-    return vhosti_check_regions(table, mapping->gpa, mapping->size, mapping->host);
+    return vhosti_check_regions(table, device->facts.profile, mapping->gpa, mapping->size,
+                                mapping->host);
 }
 
 static void vhosti_unmap_part(vhost_device *device, vhost_mapping *mapping, bool written)
@@ -3277,8 +3301,8 @@ static int vhosti_answer_miss(vhost_device *device, const vhost_iotlb *message)
     vhost_iotlb entry;
     vhost_why why = vhosti_translate(device, message->iova, write, &entry);
     if (why == VHOST_WHY_NONE && (device->doomed || device->pausing) && /* it has the old table */
-        vhosti_check_regions(&device->table->table, entry.gpa, entry.size, entry.host) !=
-            VHOST_WHY_NONE)
+        vhosti_check_regions(&device->table->table, device->facts.profile, entry.gpa, entry.size,
+                             entry.host) != VHOST_WHY_NONE)
         why = VHOST_WHY_IOTLB_UNMAPPED;
     if (why != VHOST_WHY_NONE)
         return VHOSTI_FAIL(device, -EFAULT, why, VHOST_OP_NONE, -1, "0x%llx, to %s it",
@@ -3614,7 +3638,7 @@ static bool vhosti_submit_table(vhost_device *device, struct vhosti_table *to)
     vhost_table_change change = vhosti_find_change(device->vm, device->table, to);
     VHOSTI_SUBMIT(device, VHOST_OP_SET_TABLE, -1, to->table.count,
                   device->ops->set_table(device->backend, &change));
-    return vhosti_loses_memory(&change);
+    return vhosti_loses_memory(&change, device->facts.profile);
 }
 
 static void vhosti_submit_config_call(vhost_device *device)
@@ -4241,7 +4265,8 @@ static int vhosti_check_ring_stays(vhost_device *device, uint32_t index, const v
     for (i = 0; i < queue->piece_count && why == VHOST_WHY_NONE; i++) {
         const vhost_iotlb *entry = &queue->pieces[i].entry;
         part = queue->pieces[i].part;
-        why = vhosti_check_regions(table, entry->gpa, entry->size, entry->host);
+        why = vhosti_check_regions(table, device->facts.profile, entry->gpa, entry->size,
+                                   entry->host);
     }
     if (why != VHOST_WHY_NONE)
         return vhosti_fail_part(device, -EFAULT, why, index, part);
@@ -4409,6 +4434,7 @@ static void vhosti_pause_devices(vhost_vm *vm)
             continue;
         vhosti_begin(device);
         vhosti_submit_ring_stops(device);
+        vhosti_push(device);
     }
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->pausing)
@@ -4421,8 +4447,10 @@ static void vhosti_tell_devices(vhost_vm *vm)
     vhost_device *device;
     vhosti_pause_devices(vm);
     for (device = vm->devices; device != NULL; device = device->next)
-        if (device->state == VHOST_STATE_RUNNING)
+        if (device->state == VHOST_STATE_RUNNING) {
             vhosti_submit_commit(device);
+            vhosti_push(device);
+        }
     for (device = vm->devices; device != NULL; device = device->next)
         if (device->state == VHOST_STATE_RUNNING)
             vhosti_finish_commit(device);
@@ -4474,6 +4502,7 @@ static void vhosti_move_to_logs(vhost_vm *vm)
         if (device->state == VHOST_STATE_RUNNING && device->log != vhosti_log_of(device)) {
             vhosti_begin(device);
             vhosti_submit_log(device, vhosti_log_of(device));
+            vhosti_push(device);
         }
     for (device = vm->devices; device != NULL; device = device->next) {
         if (device->state != VHOST_STATE_RUNNING || device->log == vhosti_log_of(device))
@@ -4606,6 +4635,7 @@ static int vhosti_switch_log_on(vhost_vm *vm)
         if (device->state == VHOST_STATE_RUNNING) {
             vhosti_begin(device);
             vhosti_submit_log_on(device);
+            vhosti_push(device);
         }
     for (device = vm->devices; device != NULL; device = device->next) {
         int code = device->state == VHOST_STATE_RUNNING ? vhosti_finish_log_on(device) : 0;
@@ -4627,6 +4657,7 @@ static int vhosti_switch_log_off(vhost_vm *vm)
         if (device->state == VHOST_STATE_RUNNING) {
             vhosti_begin(device);
             vhosti_submit_log_off(device);
+            vhosti_push(device);
         }
     for (device = vm->devices; device != NULL; device = device->next) {
         int code = device->state == VHOST_STATE_RUNNING ? vhosti_fence(device) : 0;

@@ -1168,6 +1168,7 @@ VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(void)
         NULL, /* set_config */
         NULL, /* fence: an ioctl is done when it returns */
         vhosti_kernel_op_last_error,
+        NULL, /* push */
     };
     return &ops;
 }

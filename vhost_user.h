@@ -298,6 +298,7 @@ struct vhost_user {
     uint64_t deadline;             /* of what was submitted */
     bool submitted;                /* something, since the last fence */
     bool settling;                 /* all that is submitted is being waited for */
+    bool kicked;                   /* rings, since the last fence: they may run */
     bool hung_up;                  /* the back-end has closed its channel */
     int blocked;                   /* why nothing can be sent now */
     vhost_fence failure;           /* the first one since the last fence */
@@ -312,9 +313,11 @@ struct vhost_user {
     bool skips_drain;
     int postcopy; /* how far it is */
     vhosti_user_inflight inflight;
+    bool config_changed;            /* and nobody was told */
     int config_call;                /* notifiers to signal for the back-end; or -1 */
     struct vhosti_user_ring *rings; /* one for each queue */
-    vhost_user_give give;           /* the state to be loaded by the next start; NULL: none */
+    uint32_t ring_count;
+    vhost_user_give give; /* the state to be loaded by the next start; NULL: none */
     void *give_from;
     uint64_t shmem[VHOST_USER_SHMEM_COUNT]; /* sizes of shared memory regions */
     vhost_user_window *windows;
@@ -434,7 +437,8 @@ VHOST_API int vhost_user_load_inflight(vhost_user *self, const void *bytes, size
 VHOST_API int vhost_user_save_state(vhost_user *self, vhost_user_take take, void *from,
                                     uint64_t limit);
 
-/* Has the next start load it, when all is set up and nothing runs; give is called until then. */
+/* Has the next start load it, when all is set up and nothing runs; if that fails, the one after it,
+   and so on. give NULL: not any more. */
 VHOST_API int vhost_user_load_state(vhost_user *self, vhost_user_give give, void *from);
 
 /* The same without a copy: the back-end writes its state into fd, or (load) reads it from there.
@@ -1027,10 +1031,18 @@ static int vhosti_user_sys_seek(int fd, uint64_t offset, void *user)
     return lseek(fd, (off_t)offset, SEEK_SET) < 0 ? -errno : 0;
 }
 
+enum {
+    VHOSTI_USER_GET_SEALS = 1034
+}; /* hidden from strict C99 */
+
 static int64_t vhosti_user_sys_size_of(int fd, void *user)
 {
     struct stat about;
     (void)user;
+#if defined(__linux__)
+    if (fcntl(fd, VHOSTI_USER_GET_SEALS) < 0) /* of a file system that may never answer */
+        return -errno;
+#endif
     return fstat(fd, &about) < 0 ? -errno : (int64_t)about.st_size;
 }
 
@@ -1194,6 +1206,9 @@ static void vhosti_user_close_input(vhost_user *self, vhosti_user_input *input)
 
 static void vhosti_user_cut(vhost_user *self)
 {
+    uint32_t i;
+    for (i = 0; i < self->ring_count; i++)
+        self->rings[i].kick = self->rings[i].call = self->rings[i].error = -1;
     vhosti_user_close_input(self, &self->main);
     vhosti_user_close_input(self, &self->channel);
     vhosti_user_close_fd(self, &self->channel_end);
@@ -1311,6 +1326,34 @@ static int vhosti_user_submit(vhost_user *self, vhosti_user_message *message)
     return 0;
 }
 
+/* Where the stream ends, to go back to when an operation of several messages does not fit. */
+typedef struct vhosti_user_mark {
+    uint32_t bytes, requests; /* not yet sent, and not yet done with */
+    bool submitted;
+    uint8_t status;
+} vhosti_user_mark;
+
+static vhosti_user_mark vhosti_user_set_mark(const vhost_user *self)
+{
+    vhosti_user_mark mark;
+    mark.bytes = self->out_size - self->out_sent;
+    mark.requests = self->request_count - self->request_first;
+    mark.submitted = self->submitted;
+    mark.status = self->status;
+    return mark;
+}
+
+static int vhosti_user_all_or_nothing(vhost_user *self, const vhosti_user_mark *mark, int code)
+{
+    if (code >= 0 || self->dead < 0)
+        return code;
+    self->out_size = self->out_sent + mark->bytes;
+    self->request_count = self->request_first + mark->requests;
+    self->submitted = mark->submitted;
+    self->status = mark->status;
+    return code;
+}
+
 /* The most common kinds. */
 static int vhosti_user_submit_number(vhost_user *self, uint32_t id, vhost_op op, uint64_t number)
 {
@@ -1409,6 +1452,8 @@ static void vhosti_user_take_base(vhost_user *self, const vhosti_user_request *r
         vhosti_user_absurd(self, request, vhosti_user_get32(payload));
         return;
     }
+    self->rings[request->queue].call = self->rings[request->queue].kick =
+        -1; /* not ours any more */
     base->value = vhosti_user_whole_base(self, request->id, vhosti_user_get32(payload + 4));
     base->answered = true;
 }
@@ -1649,7 +1694,8 @@ static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_
         return true;
     }
     if (count == -EMSGSIZE)
-        VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_FDS, id, queue, "more than 8");
+        VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_FDS, id, queue,
+                           "more than there is room for");
     else if (count == 0 || count == -ECONNRESET)
         vhosti_user_hang_up(self);
     else if (count != -EAGAIN && count != -EWOULDBLOCK)
@@ -1699,7 +1745,7 @@ static void vhosti_user_was_sent(vhost_user *self, uint32_t count)
     self->requests[self->requests_sent].fd_count = 0;
     while (self->requests_sent < self->request_count &&
            self->requests[self->requests_sent].end <= self->out_sent)
-        self->requests_sent++;
+        self->kicked |= self->requests[self->requests_sent++].id == VHOSTI_USER_SET_VRING_KICK;
 }
 
 /* Sends what the socket takes. Returns whether it took something. */
@@ -1744,13 +1790,19 @@ typedef int (*vhosti_user_serve)(vhost_user *self, const uint8_t *payload, int *
 static int vhosti_user_signal(vhost_user *self, int fd)
 {
     const uint64_t one = 1;
+    vhost_user_poll room;
     ptrdiff_t count;
     if (fd < 0)
         return -ENOTSUP;
+    memset(&room, 0, sizeof room);
+    room.fd = fd;
+    room.output = true;
+    if (self->options.calls->wait(&room, 1, 0, self->options.user) != 1)
+        return 0; /* full, so signalled; and the back-end may have made it one that blocks */
     do {
         count = self->options.calls->write(fd, &one, sizeof one, self->options.user);
     } while (count == -EINTR);
-    return 0; /* a notifier that is full is signalled already */
+    return 0;
 }
 
 static int vhosti_user_serve_iotlb(vhost_user *self, const uint8_t *payload, int *fd)
@@ -1769,7 +1821,8 @@ static int vhosti_user_serve_config(vhost_user *self, const uint8_t *payload, in
 {
     (void)payload;
     (void)fd;
-    (void)vhosti_user_signal(self, self->config_call); /* not started: nobody has looked yet */
+    self->config_changed = self->config_call < 0; /* told at the next start */
+    (void)vhosti_user_signal(self, self->config_call);
     return 0;
 }
 
@@ -2024,7 +2077,8 @@ static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other, bool pati
     vhost_user_poll polled[VHOSTI_USER_POLLS];
     uint64_t now = vhosti_user_now(self);
     uint32_t count = 0;
-    int left = self->deadline > now ? (int)(self->deadline - now) : 0;
+    uint64_t time = self->deadline > now ? self->deadline - now : 0;
+    int left = time < INT32_MAX ? (int)time : INT32_MAX;
     if (left == 0) {
         vhosti_user_time_out(self);
         return;
@@ -2072,9 +2126,13 @@ static int vhosti_user_settle(vhost_user *self)
     vhosti_user_end_with_answer(self);
     goal = self->taken + (self->request_count - self->request_first);
     while (self->dead == 0 && self->taken < goal) {
-        if (!vhosti_user_step(self) && self->dead == 0)
+        uint64_t before = self->taken;
+        bool moved = vhosti_user_step(self);
+        if (self->dead < 0 || self->taken != before) /* whatever the time, this one answers */
+            continue;
+        if (!moved)
             vhosti_user_wait(self, NULL, true);
-        else if (self->dead == 0 && vhosti_user_now(self) >= self->deadline)
+        else if (vhosti_user_now(self) >= self->deadline)
             vhosti_user_time_out(self);
     }
     self->submitted = self->settling = false;
@@ -2084,6 +2142,7 @@ static int vhosti_user_settle(vhost_user *self)
         bool asked = first < self->request_count;
         vhosti_user_note_failure(self, self->dead, asked ? self->requests[first].op : VHOST_OP_NONE,
                                  asked ? self->requests[first].queue : -1);
+        self->failure.later_done = self->kicked;
     }
     return self->failure.error;
 }
@@ -2091,6 +2150,7 @@ static int vhosti_user_settle(vhost_user *self)
 static void vhosti_user_clear_failure(vhost_user *self)
 {
     memset(&self->failure, 0, sizeof self->failure);
+    self->kicked = false;
     self->failure.op = VHOST_OP_NONE;
     self->failure.queue = -1;
 }
@@ -2103,6 +2163,15 @@ static void vhosti_user_kick_rings(vhost_user *self)
         if (self->rings[i].awaits_kick)
             (void)vhosti_user_signal(self, self->rings[i].kick);
         self->rings[i].awaits_kick = false;
+    }
+}
+
+/* So that it works while others are waited for. */
+static void vhosti_user_push(void *backend)
+{
+    vhost_user *self = (vhost_user *)backend;
+    vhosti_user_end_with_answer(self);
+    while (vhosti_user_send(self)) {
     }
 }
 
@@ -2298,7 +2367,21 @@ static int vhosti_user_make_rings(vhost_user *self)
         rings[i].awaits_kick = false;
     }
     self->rings = rings;
+    self->ring_count = count;
     return 0;
+}
+
+static int vhosti_user_begin(vhost_user *self)
+{
+    int code = vhosti_user_make_rings(self);
+    if (code == 0)
+        code = vhosti_user_make_connection(self);
+    if (code < 0)
+        return code;
+    code = vhosti_user_negotiate(self);
+    if (code < 0)
+        vhosti_user_poison(self, code);
+    return code;
 }
 
 static int vhosti_user_be_open(void *backend, vhost_device *device, vhost_facts *facts)
@@ -2309,18 +2392,12 @@ static int vhosti_user_be_open(void *backend, vhost_device *device, vhost_facts 
         return -EBUSY; /* closed: there are not even words for it */
     self->device = device;
     vhosti_user_forget(self);
-    code = vhosti_user_make_rings(self);
+    code = vhosti_user_begin(self);
     if (code == 0)
-        code = vhosti_user_make_connection(self);
-    if (code < 0)
-        return code;
-    code = vhosti_user_negotiate(self);
-    if (code < 0) {
-        vhosti_user_poison(self, code);
-        return code;
-    }
-    vhosti_user_state_facts(self, facts);
-    return 0;
+        vhosti_user_state_facts(self, facts);
+    else if (device->state == VHOST_STATE_CLOSED) /* it never was ours */
+        self->device = NULL;
+    return code;
 }
 
 static void vhosti_user_sever(void *backend)
@@ -2390,6 +2467,7 @@ static int vhosti_user_confirm_features(vhost_user *self)
 static int vhosti_user_set_features(void *backend, const vhost_features *features)
 {
     vhost_user *self = (vhost_user *)backend;
+    vhosti_user_mark mark = vhosti_user_set_mark(self);
     uint64_t sent = features->word[0];
     int code;
     if (vhosti_user_has_protocol(self))
@@ -2399,7 +2477,7 @@ static int vhosti_user_set_features(void *backend, const vhost_features *feature
         code = vhosti_user_set_mtu_again(self, sent);
     if (code == 0)
         code = vhosti_user_confirm_features(self);
-    return code;
+    return vhosti_user_all_or_nothing(self, &mark, code);
 }
 
 static int vhosti_user_set_running(void *backend, bool on)
@@ -2424,6 +2502,7 @@ static int vhosti_user_reset(void *backend)
         return code;
     self->status = 0;
     self->window_count = 0;
+    self->log_id = 0;
     vhosti_user_close_fd(self, &self->inflight.fd);
     if (!vhosti_user_uses(self, VHOST_USER_BIT_SLOTS))
         self->table_told = false; /* it may be gone; to tell it again does no harm */
@@ -2507,12 +2586,13 @@ static int vhosti_user_submit_memory(vhost_user *self, vhosti_user_message *mess
     message->result = answer;
     message->result_size = size;
     code = vhosti_user_submit(self, message);
-    if (code == 0)
-        code = vhosti_user_settle(self);
-    if (code == 0)
-        code = vhosti_user_tell_regions(self, message->bytes + VHOSTI_USER_HEADER, answer, size);
     if (code < 0)
         return code;
+    (void)vhosti_user_settle(self); /* what failed before is the fence's to tell */
+    if (self->dead == 0)
+        (void)vhosti_user_tell_regions(self, message->bytes + VHOSTI_USER_HEADER, answer, size);
+    if (self->dead < 0)
+        return self->dead;
     vhosti_user_compose(message, message->id, message->op, -1, VHOSTI_USER_NOTHING);
     vhosti_user_put64(message, 0);
     return vhosti_user_submit(self, message);
@@ -2599,6 +2679,7 @@ static void vhosti_user_remember_table(vhost_user *self, const vhost_table *tabl
 static int vhosti_user_set_table(void *backend, const vhost_table_change *change)
 {
     vhost_user *self = (vhost_user *)backend;
+    vhosti_user_mark mark = vhosti_user_set_mark(self);
     bool slots = vhosti_user_uses(self, VHOST_USER_BIT_SLOTS);
     const vhost_table *table = change->to;
     int code;
@@ -2616,9 +2697,10 @@ static int vhosti_user_set_table(void *backend, const vhost_table_change *change
         return VHOSTI_USER_FAIL(self, -ENOSPC, VHOST_WHY_TOO_MANY_REGIONS, 0, -1, "%lu",
                                 (unsigned long)table->count);
     code = slots ? vhosti_user_submit_slots(self, table) : vhosti_user_submit_table(self, table);
-    if (code < 0) { /* a part of it may be queued */
-        self->table_unsure = true;
-        return code;
+    if (code < 0) {
+        self->table_unsure |=
+            self->postcopy == VHOSTI_USER_POSTCOPY_LISTENING; /* a part was sent */
+        return vhosti_user_all_or_nothing(self, &mark, code);
     }
     self->table_unsure = false;
     vhosti_user_remember_table(self, table);
@@ -2629,6 +2711,7 @@ static int vhosti_user_set_table(void *backend, const vhost_table_change *change
 static int vhosti_user_set_log(void *backend, const vhost_log_memory *memory)
 {
     vhost_user *self = (vhost_user *)backend;
+    vhosti_user_mark mark = vhosti_user_set_mark(self);
     vhosti_user_message message;
     int code;
     if (self->dead == 0 && memory->id == self->log_id)
@@ -2642,7 +2725,7 @@ static int vhosti_user_set_log(void *backend, const vhost_log_memory *memory)
         code = vhosti_user_submit_fd(self, VHOSTI_USER_SET_LOG_FD, VHOST_OP_SET_LOG, self->log_fd);
     if (code == 0)
         self->log_id = memory->id;
-    return code;
+    return vhosti_user_all_or_nothing(self, &mark, code);
 }
 
 static int vhosti_user_iotlb_send(void *backend, const vhost_iotlb *entry)
@@ -2686,6 +2769,7 @@ static int vhosti_user_move_config(vhost_user *self, bool write, uint32_t offset
 {
     uint32_t id = write ? VHOSTI_USER_SET_CONFIG : VHOSTI_USER_GET_CONFIG;
     vhost_op op = write ? VHOST_OP_SET_CONFIG : VHOST_OP_GET_CONFIG;
+    vhosti_user_mark mark = vhosti_user_set_mark(self);
     uint32_t done, most = VHOSTI_USER_CONFIG;
     if (self->dead == 0 && !vhosti_user_uses(self, VHOST_USER_BIT_CONFIG))
         return VHOSTI_USER_FAIL(self, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, id, -1, "no CONFIG");
@@ -2697,7 +2781,7 @@ static int vhosti_user_move_config(vhost_user *self, bool write, uint32_t offset
         vhosti_user_put_config(&message, write, offset + done, bytes + done, piece, flags);
         code = vhosti_user_submit(self, &message);
         if (code < 0)
-            return code;
+            return vhosti_user_all_or_nothing(self, &mark, code);
     }
     return 0;
 }
@@ -2718,7 +2802,11 @@ static int vhosti_user_set_config(void *backend, uint32_t offset, const void *by
 /* The core's notifier takes the place of a message: it is polled, and looked at in process. */
 static int vhosti_user_set_config_call(void *backend, int fd)
 {
-    ((vhost_user *)backend)->config_call = fd;
+    vhost_user *self = (vhost_user *)backend;
+    self->config_call = fd;
+    if (fd >= 0 && self->config_changed)
+        (void)vhosti_user_signal(self, fd);
+    self->config_changed &= fd < 0;
     return 0;
 }
 
@@ -2806,7 +2894,8 @@ static int vhosti_user_set_ring_addresses(void *backend, uint32_t queue,
     vhosti_user_put64(&message, vhosti_user_part(self, addresses, VHOST_DESC));
     vhosti_user_put64(&message, vhosti_user_part(self, addresses, VHOST_USED));
     vhosti_user_put64(&message, vhosti_user_part(self, addresses, VHOST_AVAIL));
-    vhosti_user_put64(&message, addresses->part[VHOST_USED].gpa);
+    vhosti_user_put64(&message, addresses->iova ? addresses->part[VHOST_USED].address
+                                                : addresses->part[VHOST_USED].gpa);
     return vhosti_user_submit(self, &message);
 }
 
@@ -2816,6 +2905,10 @@ static int vhosti_user_set_ring_kick(void *backend, uint32_t queue, int fd)
 {
     vhost_user *self = (vhost_user *)backend;
     int code = self->dead;
+    if (code == 0 && self->inflight.fd >= 0 &&
+        self->device->queues[queue].size > self->inflight.queue_size)
+        return VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_USER_INFLIGHT, VHOSTI_USER_SET_VRING_KICK,
+                                (int)queue, "a ring larger than %u", self->inflight.queue_size);
     if (!vhosti_user_has_protocol(self))
         code = vhosti_user_submit_notifier(self, VHOSTI_USER_SET_VRING_KICK, VHOST_OP_SET_RING_KICK,
                                            queue, fd);
@@ -2828,6 +2921,7 @@ static int vhosti_user_set_ring_kick(void *backend, uint32_t queue, int fd)
 
 static int vhosti_user_submit_enable(vhost_user *self, uint32_t queue)
 {
+    vhosti_user_mark mark = vhosti_user_set_mark(self);
     int fd = self->rings[queue].kick;
     int code =
         vhosti_user_submit_ring(self, VHOSTI_USER_SET_VRING_ENABLE, VHOST_OP_ENABLE_RING, queue, 1);
@@ -2837,7 +2931,7 @@ static int vhosti_user_submit_enable(vhost_user *self, uint32_t queue)
     if (code == 0 && fd < 0 && vhosti_user_uses(self, VHOST_USER_BIT_INBAND))
         code =
             vhosti_user_submit_ring(self, VHOSTI_USER_VRING_KICK, VHOST_OP_ENABLE_RING, queue, 0);
-    return code;
+    return vhosti_user_all_or_nothing(self, &mark, code);
 }
 
 /* A ring is not disabled when it stops: until it did, it would throw buffers away. */
@@ -3004,13 +3098,14 @@ static int vhosti_user_recall_packed(const vhost_user *self, uint32_t queue, con
                                      vhost_ring_base *base)
 {
     const uint8_t *used = head + VHOSTI_USER_RECORD_PACKED_USED;
-    uint32_t fresh = vhosti_user_get16(used), old = vhosti_user_get16(used + 2);
-    bool fresh_wrap = used[4] != 0, old_wrap = used[5] != 0;
-    bool done = vhosti_user_was_used(self, queue, old, old_wrap);
-    uint32_t at = done ? fresh : old;
-    uint32_t position = at | (uint32_t)(done ? fresh_wrap : old_wrap) << 15;
-    if (at >= self->device->queues[queue].size)
-        return 0;
+    uint32_t fresh = vhosti_user_get16(used), old = vhosti_user_get16(used + 2), position;
+    uint32_t size = self->device->queues[queue].size;
+    bool done;
+    if (fresh >= size || old >= size ||
+        vhost_features_test(&self->device->acked, VHOST_FEATURE_ACCESS_PLATFORM))
+        return 0; /* absurd; or the ring stands at an address that nobody translates any more */
+    done = vhosti_user_was_used(self, queue, old, used[5] != 0);
+    position = done ? fresh | (uint32_t)(used[4] != 0) << 15 : old | (uint32_t)(used[5] != 0) << 15;
     base->value = position | position << 16;
     return 1;
 }
@@ -3227,38 +3322,33 @@ static int vhosti_user_take_all(vhost_user *self, int fd, vhost_user_take take, 
     uint8_t bytes[VHOSTI_USER_PIECE];
     uint64_t total = 0;
     for (;;) {
-        ptrdiff_t count = self->options.calls->read(fd, bytes, sizeof bytes, self->options.user);
-        int code = count < 0 ? (int)count : 0;
+        uint32_t no_fds = 0;
+        int code = vhosti_user_await_way(self, fd, false);
+        ptrdiff_t count = code < 0 ? code
+                                   : self->options.calls->receive(fd, bytes, sizeof bytes, NULL,
+                                                                  &no_fds, self->options.user);
         if (count == 0)
             return 0;
-        if (code == -EAGAIN || code == -EWOULDBLOCK) {
-            code = vhosti_user_await_way(self, fd, false);
-        } else if (code < 0 && code != -EINTR) {
-            code = vhosti_user_fail_way(self, code, "read");
-        } else if (count > 0 && (uint64_t)count > limit - total) {
-            code = VHOSTI_USER_FAIL(self, -EFBIG, VHOST_WHY_ARGUMENT, 0, -1,
+        if (count == -EINTR || count == -EAGAIN || count == -EWOULDBLOCK)
+            continue;
+        if (count < 0)
+            return code < 0 ? code : vhosti_user_fail_way(self, (int)count, "receive");
+        if ((uint64_t)count > limit - total)
+            return VHOSTI_USER_FAIL(self, -EFBIG, VHOST_WHY_ARGUMENT, 0, -1,
                                     "more than %llu bytes of state", (unsigned long long)limit);
-        } else if (count > 0) {
-            total += (uint64_t)count;
-            code = take(bytes, (size_t)count, from);
-        }
-        if (code < 0 && code != -EINTR)
+        total += (uint64_t)count;
+        code = take(bytes, (size_t)count, from);
+        if (code < 0)
             return code;
     }
-}
-
-static ptrdiff_t vhosti_user_write_way(vhost_user *self, int fd, const uint8_t *bytes, size_t size)
-{
-    const vhost_user_calls *calls = self->options.calls;
-    ptrdiff_t count = calls->send(fd, bytes, size, NULL, 0, self->options.user);
-    return count == -ENOTSOCK ? calls->write(fd, bytes, size, self->options.user) : count;
 }
 
 static int vhosti_user_give_piece(vhost_user *self, int fd, const uint8_t *bytes, size_t size)
 {
     size_t done = 0;
     while (done < size) {
-        ptrdiff_t count = vhosti_user_write_way(self, fd, bytes + done, size - done);
+        ptrdiff_t count =
+            self->options.calls->send(fd, bytes + done, size - done, NULL, 0, self->options.user);
         int code = count < 0 ? (int)count : 0;
         if (code == -EAGAIN || code == -EWOULDBLOCK)
             code = vhosti_user_await_way(self, fd, true);
@@ -3287,17 +3377,20 @@ static int vhosti_user_give_all(vhost_user *self, int fd)
     }
 }
 
-/* In the middle of a start. The state is loaded once, whether that goes well or not. */
+/* In the middle of a start. No start goes on without a state that it was to load. */
 static int vhosti_user_load_now(vhost_user *self)
 {
     int fd, code = vhosti_user_open_way(self, true, &fd);
     if (code == 0)
         code = vhosti_user_give_all(self, fd);
     vhosti_user_close_fd(self, &fd);
-    self->give = NULL;
     if (code == 0)
         code = vhosti_user_submit_check(self);
-    return code < 0 ? code : vhosti_user_settle(self);
+    if (code == 0)
+        code = vhosti_user_settle(self);
+    if (code == 0)
+        self->give = NULL;
+    return code;
 }
 
 /* >>services ----------------------------------------------------------------------------------- */
@@ -3438,7 +3531,7 @@ VHOST_USER_DEF int vhost_user_create_crypto(vhost_user *self, void *session, uin
     message.result_size = size;
     code = vhosti_user_run(self, vhosti_user_submit(self, &message));
     vhosti_user_wipe(message.bytes, message.size);
-    vhosti_user_wipe(self->out, self->out_capacity);
+    vhosti_user_wipe(self->out, self->request_count == 0 ? self->out_capacity : self->out_sent);
     vhosti_user_wipe(self->main.bytes, sizeof self->main.bytes);
     return code;
 }
@@ -3462,6 +3555,8 @@ VHOST_USER_DEF int vhost_user_get_object(vhost_user *self, const uint8_t uuid[VH
     if (code == 0)
         code = vhosti_user_submit(self, &message);
     code = vhosti_user_run(self, code);
+    if (code < 0)
+        vhosti_user_close_fd(self, fd);
     return code == 0 && *fd < 0 ? -ENOENT : code;
 }
 
@@ -3627,8 +3722,12 @@ static bool vhosti_user_get_socket(vhost_user *self)
 static int vhosti_user_try(vhost_user *self)
 {
     int code = -ENOTCONN;
+    vhost_device *device = self->device;
     if (vhosti_user_get_socket(self))
-        code = vhost_device_recover(self->device);
+        code = vhost_device_recover(device);
+    else if (self->listens && vhosti_user_now(self) < self->retry_at)
+        return 0; /* nobody came: that was no try */
+    self->device = device;
     if (code == 0) {
         self->lost = false;
         return 1;
@@ -3724,7 +3823,9 @@ VHOST_USER_DEF uint32_t vhost_user_poll_fds(const vhost_user *self, int *fds, ui
    next connection may be handed. */
 static void vhosti_user_be_close(void *backend)
 {
-    vhosti_user_cut((vhost_user *)backend);
+    vhost_user *self = (vhost_user *)backend;
+    vhosti_user_cut(self);
+    self->device = NULL;
 }
 
 static const vhost_error *vhosti_user_last_error(void *backend)
@@ -3759,7 +3860,8 @@ static const vhost_backend_ops vhosti_user_table = {vhosti_user_be_open,
                                                     vhosti_user_get_config,
                                                     vhosti_user_set_config,
                                                     vhosti_user_fence,
-                                                    vhosti_user_last_error};
+                                                    vhosti_user_last_error,
+                                                    vhosti_user_push};
 
 VHOST_USER_DEF const vhost_backend_ops *vhost_user_ops(void)
 {

@@ -1,8 +1,8 @@
-/* A guest with shared memory, and the event loop of its VMM, for a device in another process: a real
-   back-end.
+/* A guest with shared memory, and the event loop of its VMM, for a device in another process: a
+   real back-end.
 
-   user_machine_run gives a test a fresh one, and fails it if anything is left over. Names of gpa and
-   host memory: gpa g is at ram[g], whatever it is made of. */
+   user_machine_run gives a test a fresh one, and fails it if anything is left over. gpa g is at
+   ram[g], whatever it is made of. */
 #ifndef TEST_USER_MACHINE_H
 #define TEST_USER_MACHINE_H
 
@@ -73,8 +73,8 @@ int user_machine_unplug(user_machine *m, unsigned piece);
 int user_machine_attach(user_machine *m, uint32_t queues);
 void user_machine_detach(user_machine *m);
 
-/* The event loop, once around: waits for the device, or for a call of one of its queues, for so many
-   milliseconds at most, and does what vhost_user.h says is to be done. */
+/* The event loop, once around: waits for the device, or for a call of one of its queues, for so
+   many milliseconds at most, and does what vhost_user.h says is to be done. */
 void user_machine_turn(user_machine *m, int milliseconds);
 
 /* ---- what a process has ---- */

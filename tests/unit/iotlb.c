@@ -1291,27 +1291,54 @@ TEST what_else_a_large_entry_leads_to_may_vanish(fixture *f)
     return is_broken(f, -EFAULT, VHOST_WHY_RING_UNMAPPED);
 }
 
-/* The same memory at the same place, in two regions: nothing moved. */
-TEST a_ring_of_which_the_region_is_cut_in_two_goes_on(fixture *f)
+/* A ring runs in low memory, then low memory is cut in two in the middle of a descriptor table; the
+   second part shows the backing from `moved` pages further on. */
+static int run_and_cut(fixture *f, uint64_t moved)
 {
-    const uint64_t cut = 0x42; /* in pages, and in the middle of a descriptor table */
+    const uint64_t cut = 0x42; /* in pages */
     vhost_section sections[3];
     the.count = 0;
     map_iova(RINGS, 2 * MIB, 0x1000, RW);
-    ASSERT_OK(stopped(f));
+    int result = stopped(f);
     f->queue[0][1].size = 1024;
     f->queue[0][1].desc = RINGS + 0x40000;
-    ASSERT_OK(vhost_device_start(&f->device[0]));
+    result = result < 0 ? result : vhost_device_start(&f->device[0]);
     mock_forget(&f->mock[0]);
     sections[0] = fixture_section(f, 0, cut, 0);
-    sections[1] = fixture_section(f, cut * PAGE, LOW_PAGES - cut, cut);
+    sections[1] = fixture_section(f, cut * PAGE, LOW_PAGES - cut, cut + moved);
     sections[1].flags = VHOST_SECTION_UNMERGEABLE;
     sections[2] = f->high;
-    ASSERT_OK(fixture_map(f, sections, 3));
+    return result < 0 ? result : fixture_map(f, sections, 3);
+}
+
+/* The same memory at the same place, in two regions: nothing moved. */
+TEST a_ring_of_which_the_region_is_cut_in_two_goes_on(fixture *f)
+{
+    ASSERT_OK(run_and_cut(f, 0));
     ASSERT_INT(VHOST_STATE_RUNNING, f->device[0].state);
     ASSERT_UINT(3, f->mock[0].table_count);
     ASSERT_UINT(0, sent(f));
     return check(f);
+}
+
+TEST a_ring_of_which_the_second_half_moves_breaks_its_device(fixture *f)
+{
+    ASSERT_OK(run_and_cut(f, 1));
+    return is_broken(f, -EFAULT, VHOST_WHY_RING_MOVED);
+}
+
+/* Another process maps each region somewhere else. */
+TEST a_ring_of_which_the_region_by_fd_is_cut_in_two_breaks_its_device(fixture *f)
+{
+    for (int profile = VHOST_PROFILE_BY_FD; profile < VHOST_PROFILE_COUNT; profile++) {
+        CHECK_CALL(fixture_renew(f));
+        arrange(f);
+        f->ram.fd = 0;
+        f->mock[0].facts.profile = (vhost_profile)profile;
+        ASSERT_OK(run_and_cut(f, 0));
+        CHECK_CALL(is_broken(f, -EFAULT, VHOST_WHY_RING_UNMAPPED));
+    }
+    PASS();
 }
 
 TEST a_ring_of_which_the_memory_is_replaced_breaks_its_device(fixture *f)
@@ -1979,6 +2006,8 @@ SUITE(iotlb_suite)
     RUN_BEHIND(a_page_of_no_ring_may_vanish);
     RUN_BEHIND(what_else_a_large_entry_leads_to_may_vanish);
     RUN_BEHIND(a_ring_of_which_the_region_is_cut_in_two_goes_on);
+    RUN_BEHIND(a_ring_of_which_the_second_half_moves_breaks_its_device);
+    RUN_BEHIND(a_ring_of_which_the_region_by_fd_is_cut_in_two_breaks_its_device);
     RUN_BEHIND(a_ring_of_which_the_memory_is_replaced_breaks_its_device);
     RUN_BEHIND(a_used_ring_that_becomes_rom_breaks_its_device);
     RUN_BEHIND(no_entry_is_left_to_memory_that_back_ends_lose);

@@ -244,6 +244,51 @@ TEST sections_above_all_that_back_ends_get_do_not_count(fixture *f)
     PASS();
 }
 
+/* By fd a region may end behind the last section: by the pages of the host, whatever the gpa. */
+TEST the_log_reaches_to_the_end_of_a_rounded_region(fixture *f)
+{
+    const uint64_t large = 512 * PAGE;
+    for (uint64_t page = 512; page < 1024; page += 73) {
+        vhost_backing backing;
+        vhost_section section;
+        vhost_backing_init(&backing, (void *)(uintptr_t)(64 * large), 2 * large, 0, 0);
+        backing.page_size = large;
+        vhost_section_init(&section, page * PAGE, PAGE, &backing, large);
+        all_can_log(f);
+        f->mock[0].facts.profile = VHOST_PROFILE_BY_FD;
+        ASSERT_OK(fixture_map(f, &section, 1));
+        ASSERT_OK(fixture_attach(f, 0));
+        ASSERT_OK(vhost_device_start(&f->device[0]));
+        ASSERT_OK(vhost_log_start(&f->vm));
+        ASSERT_U64(large, f->mock[0].table[0].size);
+        ASSERT_U64(bytes_up_to(page + 511), f->logs[0].size);
+        CHECK_CALL(all_log(f, true));
+        CHECK_CALL(fixture_renew(f));
+    }
+    PASS();
+}
+
+/* The last bytes of it, too: a back-end would write beyond the memory of the log. */
+TEST a_ring_ends_where_a_log_would_end(fixture *f)
+{
+    vhost_section sections[2];
+    sections[0] = fixture_section(f, 0, 64, 0);
+    sections[1] = fixture_section(f, 64 * PAGE, 64, 64);
+    sections[1].flags = VHOST_SECTION_DIRTY_TRACKED;
+    all_can_log(f);
+    ASSERT_OK(fixture_map(f, sections, 2));
+    ASSERT_OK(fixture_attach(f, 0));
+    fixture_fill(f, 0);
+    f->queue[0][1].desc = 63 * PAGE + 2048; /* is only read */
+    f->queue[0][1].used = 63 * PAGE + 2048;
+    ASSERT_FAILS(f, vhost_device_start(&f->device[0]), &f->device[0].last_error, -EFAULT,
+                 VHOST_WHY_RING_UNMAPPED);
+    f->queue[0][1].used -= 16;
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    ASSERT_OK(vhost_log_start(&f->vm));
+    return all_log(f, true);
+}
+
 TEST without_memory_the_log_is_one_word(fixture *f)
 {
     ranges taken;
@@ -1558,6 +1603,8 @@ static void run_memory(void)
 {
     RUN_PLAIN(the_log_has_a_bit_for_every_page_up_to_the_last);
     RUN_PLAIN(sections_above_all_that_back_ends_get_do_not_count);
+    RUN_PLAIN(the_log_reaches_to_the_end_of_a_rounded_region);
+    RUN_PLAIN(a_ring_ends_where_a_log_would_end);
     RUN_BOTH(without_memory_the_log_is_one_word);
     RUN_PLAIN(a_log_larger_than_memory_is_refused);
     RUN_BOTH(devices_of_one_kind_share_one_log);

@@ -230,15 +230,17 @@ TEST rings_may_lie_high(fixture *f)
     PASS();
 }
 
-/* Maps `ram` in two sections that meet in the middle of the used ring of queue 1. */
+/* Maps `ram` in two sections that meet in the middle of the used ring of queue 1; above them is
+   memory for back-ends, so that a log would reach as far. */
 static int map_in_two(fixture *f, uint64_t second_page, uint32_t second_flags)
 {
-    vhost_section sections[2];
+    vhost_section sections[3];
     sections[0] = fixture_section(f, 0, 32, 0);
     sections[1] = fixture_section(f, 32 * PAGE, 32, second_page);
     sections[1].flags = second_flags;
+    sections[2] = fixture_section(f, 128 * PAGE, 1, 128);
     f->queue[0][1].used = 32 * PAGE - 1024;
-    return fixture_map(f, sections, 2);
+    return fixture_map(f, sections, 3);
 }
 
 TEST a_ring_over_two_sections_with_contiguous_memory_is_fine(fixture *f)

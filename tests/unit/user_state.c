@@ -180,6 +180,8 @@ TEST who_does_not_give_it_ends_the_start(peer_bench *b)
     ASSERT_INT(-EBADMSG, vhost_device_start(&b->device));
     ASSERT_INT(VHOST_STATE_STOPPED, b->device.state);
     ASSERT_UINT(0, peer_count(&b->peer, PEER_SET_VRING_KICK));
+    ASSERT(vhost_device_start(&b->device) < 0); /* never without the state, unless it is told so */
+    ASSERT_OK(vhost_user_load_state(&b->user, NULL, NULL));
     ASSERT_OK(vhost_device_start(&b->device));
     PASS();
 }
