@@ -217,12 +217,12 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       VHOST_POSITION_CERTAIN   at position.avail (and .used, if packed): resume, or migrate in
       VHOST_POSITION_GUESSED   refused by start
 
-   After stop it is CERTAIN if the back-end said it. If it did not, or said nonsense, it is still
-   CERTAIN by what the back-end's requests in flight left on record, if there is a record, or in a
-   split ring whose buffers are used in order (VIRTIO_F_IN_ORDER) by its used index; any other is
-   GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the
-   device, take the guess by setting CERTAIN. The driver's view of what was signalled
-   (signalled_used, of event indexes) is void after any stop: recompute it.
+   After stop it is CERTAIN if the back-end said it. If it did not, or the ring belies it, it is
+   still CERTAIN by what the back-end's requests in flight left on record, if there is a record, or
+   in a split ring whose buffers are used in order (VIRTIO_F_IN_ORDER) by its used index; any other
+   is GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the device,
+   take the guess by setting CERTAIN. The driver's view of what was signalled (signalled_used, of
+   event indexes) is void after any stop: recompute it.
    Without used_certain, buffers between position.used and position.avail are still in flight,
    though the back-end should have waited for them: only this back-end, or a record of requests in
    flight, can finish them. Do not migrate, nor take its memory away, before they are used.
@@ -2959,6 +2959,17 @@ static bool vhosti_recall_position(const vhost_device *device, vhost_queue *queu
            vhosti_is_position(device, queue, queue->base.value);
 }
 
+/* Whether a back-end that stopped can have said the truth: in a split ring, it cannot have given
+   back what it did not take, nor have taken more than there is. */
+static bool vhosti_is_answer(const vhost_device *device, const vhost_queue *queue)
+{
+    uint32_t value = queue->base.value;
+    if (!vhosti_is_position(device, queue, value))
+        return false;
+    return vhosti_is_packed(device) ||
+           (uint16_t)(value - vhosti_used_index(device, queue)) <= queue->size;
+}
+
 /* The back-end did not say where it stands. In a split ring all that was used was taken before; the
    converse holds only where buffers are used in order. A packed ring does not tell at all: its
    position stays that of the start. */
@@ -3099,8 +3110,8 @@ static void vhosti_judge_ring(vhost_device *device, uint32_t i)
 static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
 {
     bool held = queue->started || queue->paused;
-    bool answered = queue->base.answered && !queue->misled &&
-                    vhosti_is_position(device, queue, queue->base.value);
+    bool answered =
+        queue->started && queue->base.answered && !queue->misled && vhosti_is_answer(device, queue);
     if (queue->started && (answered || vhosti_recall_position(device, queue)))
         vhosti_take_answer(device, queue);
     else if (queue->started)
@@ -4327,8 +4338,7 @@ static int vhosti_check_pause(vhost_device *device)
         return vhosti_report_batch(device);
     for (i = 0; i < device->queue_count; i++) {
         const vhost_queue *queue = &device->queues[i];
-        if (queue->started &&
-            (!queue->base.answered || !vhosti_is_position(device, queue, queue->base.value)))
+        if (queue->started && (!queue->base.answered || !vhosti_is_answer(device, queue)))
             return VHOSTI_FAIL(device, -EPROTO, VHOST_WHY_POSITION_GUESSED, VHOST_OP_GET_RING_BASE,
                                (int)i, "queue %lu, stopped for a commit", (unsigned long)i);
     }

@@ -48,9 +48,9 @@ else
     pkg-config --exists libdpdk 2>/dev/null || cannot "libdpdk-dev is missing"
     unpack dpdk-doc
     built=$fresh/program
-    # vhost_blk looks for the protocol feature INFLIGHT_SHMFD (bit 12) among the virtio features, and
-    # never finds it: then it neither does requests in flight again, nor packed rings. When it has
-    # done them again, it frees what malloc did not give, and dies.
+    # vhost_blk looks for the protocol feature INFLIGHT_SHMFD (bit 12) among the virtio features,
+    # and never finds it: then it neither does requests in flight again, nor packed rings. When it
+    # has done them again, it frees what malloc did not give, and dies.
     cat >"$fresh/fix.h" <<'END'
 #include <rte_vhost.h>
 #include <stdlib.h>

@@ -466,6 +466,15 @@ void fixture_break(fixture *f, unsigned d)
     f->broken[d] = 0;
 }
 
+void fixture_put_used(vhost_vm *vm, const vhost_queue *queue, uint16_t index)
+{
+    vhost_extent used = {0};
+    if (vhost_memory_find(vm, queue->used, &used) == 0) {
+        ((unsigned char *)used.host)[2] = (unsigned char)index;
+        ((unsigned char *)used.host)[3] = (unsigned char)(index >> 8);
+    }
+}
+
 void fixture_set_used(fixture *f, unsigned d, unsigned queue, uint16_t index)
 {
     unsigned char *used = f->host + f->queue[d][queue].used;

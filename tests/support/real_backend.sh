@@ -91,7 +91,8 @@ net)
     # --no-flush-rx: frames that wait in the rings when it comes are not thrown away.
     dpdk --vdev "net_vhost0,iface=$PWD/socket,queues=$queues,client=$client,\
 iommu-support=$iommu,postcopy-support=$postcopy" -- --forward-mode=macswap --port-topology=loop \
-        --total-num-mbufs=8192 --auto-start "--rxq=$queues" "--txq=$queues" --no-mlockall --no-flush-rx
+        --total-num-mbufs=8192 --auto-start "--rxq=$queues" "--txq=$queues" --no-mlockall \
+        --no-flush-rx
     ;;
 fs)
     mkdir -p "$share"

@@ -571,6 +571,23 @@ TEST stop_finds_the_used_index(fixture *f)
     PASS();
 }
 
+/* Less taken than given back, or more than the ring holds: the ring knows better. */
+TEST a_position_that_the_ring_belies_is_a_guess(fixture *f)
+{
+    static const uint16_t used[] = {10, 9 - FIXTURE_RING_SIZE - 1};
+    for (unsigned i = 0; i < 2; i++) {
+        ASSERT_OK(stopped_with(f, 0));
+        ASSERT_OK(vhost_device_start(&f->device[0]));
+        mock_advance(&f->mock[0], 1, 9);
+        fixture_set_used(f, 0, 1, used[i]);
+        ASSERT_OK(vhost_device_stop(&f->device[0]));
+        ASSERT_INT(VHOST_POSITION_GUESSED, f->queue[0][1].position.state);
+        ASSERT_UINT(used[i], f->queue[0][1].position.avail);
+        CHECK_CALL(fixture_renew(f));
+    }
+    PASS();
+}
+
 TEST stop_of_a_packed_ring_gives_both_positions(fixture *f)
 {
     ASSERT_OK(stopped_with(f, packed));
@@ -1232,6 +1249,7 @@ static void run_positions(void)
     RUN_BOTH(a_guessed_position_is_refused);
     RUN_BOTH(a_guessed_position_of_a_queue_that_is_not_ready_is_no_matter);
     RUN_BOTH(stop_finds_the_used_index);
+    RUN_BOTH(a_position_that_the_ring_belies_is_a_guess);
     RUN_BOTH(stop_of_a_packed_ring_gives_both_positions);
     RUN_BOTH(a_split_position_of_more_than_16_bits_is_a_guess);
     RUN_BOTH(a_packed_position_outside_of_the_ring_is_a_guess);

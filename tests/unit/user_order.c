@@ -55,6 +55,7 @@ TEST stop_says_this(peer_bench *b)
     ASSERT_OK(peer_running(b, 2));
     b->peer.base[0] = 7;
     b->peer.base[1] = 65535;
+    fixture_put_used(&b->f->vm, &b->queue[1], 65530);
     ASSERT_OK(vhost_device_stop(&b->device));
     HEARD(b, "11 1 8 D1 D0", "11 1 8 D0 D0");
     ASSERT_INT(VHOST_POSITION_CERTAIN, b->queue[0].position.state);
@@ -69,6 +70,7 @@ TEST a_second_start_says_no_more_than_it_must(peer_bench *b)
 {
     ASSERT_OK(peer_running(b, 1));
     b->peer.base[0] = 0x1234;
+    fixture_put_used(&b->f->vm, &b->queue[0], 0x1234);
     ASSERT_OK(vhost_device_stop(&b->device));
     peer_forget(&b->peer);
     ASSERT_OK(vhost_device_start(&b->device));
