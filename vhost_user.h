@@ -2882,6 +2882,15 @@ static uint64_t vhosti_user_part(const vhost_user *self, const vhost_ring_addres
                            : vhosti_user_address(self, addresses->part[part].gpa);
 }
 
+/* Where writes that give buffers back are logged: of a packed ring, in its descriptors. */
+static uint64_t vhosti_user_log_address(const vhost_user *self,
+                                        const vhost_ring_addresses *addresses)
+{
+    bool packed = vhost_features_test(&self->device->acked, VHOST_FEATURE_RING_PACKED);
+    const vhost_mapping *part = &addresses->part[packed ? VHOST_DESC : VHOST_USED];
+    return addresses->iova ? part->address : part->gpa;
+}
+
 static int vhosti_user_set_ring_addresses(void *backend, uint32_t queue,
                                           const vhost_ring_addresses *addresses)
 {
@@ -2894,8 +2903,7 @@ static int vhosti_user_set_ring_addresses(void *backend, uint32_t queue,
     vhosti_user_put64(&message, vhosti_user_part(self, addresses, VHOST_DESC));
     vhosti_user_put64(&message, vhosti_user_part(self, addresses, VHOST_USED));
     vhosti_user_put64(&message, vhosti_user_part(self, addresses, VHOST_AVAIL));
-    vhosti_user_put64(&message, addresses->iova ? addresses->part[VHOST_USED].address
-                                                : addresses->part[VHOST_USED].gpa);
+    vhosti_user_put64(&message, vhosti_user_log_address(self, addresses));
     return vhosti_user_submit(self, &message);
 }
 
