@@ -3795,7 +3795,7 @@ static int vhosti_undo_start(vhost_device *device)
         vhosti_hold_table(device, device->vm->tables[device->facts.profile]);
     vhosti_begin(device);
     vhosti_submit_stop(device);
-    if (vhosti_fence(device) < 0)
+    if (vhosti_fence(device) < 0 || vhosti_why_of(code) == VHOST_WHY_BACKEND_LOST)
         vhosti_sever(device, code);
     else
         vhosti_take_rings_back(device);

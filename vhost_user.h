@@ -1411,6 +1411,15 @@ static void vhosti_user_note_failure(vhost_user *self, int code, vhost_op op, in
     self->failure.later_done = true; /* at least, it may be */
 }
 
+/* Of a lost connection: what was sent before may be done, and rings may run once they are kicked. */
+static void vhosti_user_note_loss(vhost_user *self, vhost_op op, int queue)
+{
+    if (self->failure.error < 0)
+        return;
+    vhosti_user_note_failure(self, self->dead, op, queue);
+    self->failure.later_done = self->kicked;
+}
+
 static void vhosti_user_refused(vhost_user *self, const vhosti_user_request *request,
                                 uint64_t verdict)
 {
@@ -1667,7 +1676,7 @@ static void vhosti_user_hang_up(vhost_user *self)
                        asked ? self->requests[first].queue : -1, "%s",
                        self->main.size > 0 ? "in the middle of an answer"
                        : asked             ? "no answer"
-                                           : "unasked");
+                                           : "while idle");
 }
 
 /* Reads what is there into an input, at most `room` bytes. Returns whether there was something. */
@@ -1777,6 +1786,8 @@ static bool vhosti_user_send(vhost_user *self)
     else if (count != -EAGAIN && count != -EWOULDBLOCK && count != -ETOOMANYREFS)
         VHOSTI_USER_POISON(self, count < 0 ? (int)count : -EPIPE, VHOST_WHY_USER_SOCKET,
                            request->id, request->queue, "send, errno %d", (int)-count);
+    if (self->dead < 0) /* it is this one, and not the first that awaits an answer */
+        vhosti_user_note_loss(self, request->op, request->queue);
     return false;
 }
 
@@ -2140,9 +2151,8 @@ static int vhosti_user_settle(vhost_user *self)
     if (self->dead < 0 && self->failure.error == 0) {
         uint32_t first = self->request_first;
         bool asked = first < self->request_count;
-        vhosti_user_note_failure(self, self->dead, asked ? self->requests[first].op : VHOST_OP_NONE,
-                                 asked ? self->requests[first].queue : -1);
-        self->failure.later_done = self->kicked;
+        vhosti_user_note_loss(self, asked ? self->requests[first].op : VHOST_OP_NONE,
+                              asked ? self->requests[first].queue : -1);
     }
     return self->failure.error;
 }

@@ -210,7 +210,7 @@ TEST a_queue_without_kick_is_kicked_in_band(peer_bench *b)
 static int call_service(peer_bench *b, int service)
 {
     uint8_t bytes[16] = {1};
-    uint8_t state[16];
+    uint8_t state[16] = {0};
     int fd = -1, result = 0;
     switch (service) {
     case 0:
