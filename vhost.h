@@ -36,8 +36,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    thread, takes no lock, has no global, and needs nothing but libc.
    It is not a back-end, not a virtio transport, and not a driver of rings: buffers are none of its
    business. vhost.h knows no ioctl and no socket: a back-end is a table of functions. The tables
-   come in vhost_kernel.h (Linux: /dev/vhost-net ...), or you write one
-   (examples/memory_backend.c is one in less than 300 lines, half of them its rings).
+   come in vhost_kernel.h (Linux: /dev/vhost-net ...) and vhost_user.h (another process), or you
+   write one (examples/memory_backend.c is one in less than 300 lines, half of them its rings).
 
 2. QUICK START
 
@@ -103,10 +103,10 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
        |  map, tables, log       features, state   position, masked notifier       |
        +---------------------------|-----------------------------------------------+
                                    | vhost_backend_ops: submit ... submit, fence
-                   +---------------+----------------+
-              vhost_kernel.h      your own table of functions
-                   | ioctl              |
-                 kernel              anything
+                   +---------------+---------------------+
+         vhost_kernel.h   vhost_user.h   your own table of functions
+               | ioctl        | socket               |
+             kernel     another process          anything
 
    One vhost_vm per guest address space. One vhost_device per virtio device, however many queues
    and back-end fds it has. Two vhost_vm share nothing.
@@ -220,9 +220,10 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    After stop it is CERTAIN if the back-end said it. If it did not, or the ring belies it, it is
    still CERTAIN by what the back-end's requests in flight left on record, if there is a record, or
    in a split ring whose buffers are used in order (VIRTIO_F_IN_ORDER) by its used index; any other
-   is GUESSED: buffers may be lost, or be done twice. Then reset the device, or, knowing the device,
-   take the guess by setting CERTAIN. The driver's view of what was signalled (signalled_used, of
-   event indexes) is void after any stop: recompute it.
+   is GUESSED: buffers may be lost, or be done twice. (The guess is the used index: all that was
+   available and not yet used is done again.) Then reset the device, or, knowing the device, take
+   the guess by setting CERTAIN. The driver's view of what was signalled (signalled_used, of event
+   indexes) is void after any stop: recompute it.
    Without used_certain, buffers between position.used and position.avail are still in flight,
    though the back-end should have waited for them: only this back-end, or a record of requests in
    flight, can finish them. Do not migrate, nor take its memory away, before they are used.
@@ -275,7 +276,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       on_message       one line for people: each failing call once, and notes. A guest can cause
                        some (features it was not offered, IOVAs without memory): limit their rate
       on_trace         each step, as numbers, for tools and tests; not formatted
-      on_broken        a device became BROKEN, whatever the call; device.last_error says why
+      on_broken        a device became BROKEN, whatever the call; device.last_error says why. It
+                       may change the positions of the queues
       on_queue_error   the back-end found a queue's ring to be broken; in process
       on_config        the device's config space changed; in process
 
@@ -768,8 +770,8 @@ typedef struct vhost_fence {
    The memory of a log stays until the next set_log, a set_features without LOG_ALL, or the stop of
    the last ring is done.
    A ring runs from the last of set_ring_kick, enable_ring(on) and set_running(on) that the back-end
-   has, and is to be looked at then without a kick: buffers may wait in it. It stops at
-   set_running(off), else enable_ring(off), else get_ring_base.
+   has, and is to be looked at then without a kick: buffers may wait in it. It stops at the first of
+   set_running(off), enable_ring(off) and get_ring_base that can stop it.
    A back-end in this process that waits for kicks itself learns their fds from set_ring_kick, and
    not through poll_fds, whose set is fixed from open to sever. */
 typedef struct vhost_backend_ops {
@@ -1039,9 +1041,9 @@ VHOST_API int vhost_device_start(vhost_device *device);
 /* Takes the queues back. Always completes, returns the first error; see manual, chapter 5. */
 VHOST_API int vhost_device_stop(vhost_device *device);
 
-/* Virtio device reset: the back-end's (if it has one), features acknowledged, and in each queue
-   ready, addresses and position; kick_fd, call_fd, size, busy_loop_us and the mask are kept. Opens
-   a BROKEN device's back-end again. */
+/* Virtio device reset: resets the back-end (if it can), and clears the features acknowledged and,
+   of each queue, ready, addresses and position. kick_fd, call_fd, size, busy_loop_us and the mask
+   are kept. Opens a BROKEN device's back-end again. */
 VHOST_API int vhost_device_reset(vhost_device *device);
 
 /* Opens the back-end of a BROKEN device again and puts everything back as it was: features

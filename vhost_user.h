@@ -41,10 +41,13 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
    One vhost_user serves one vhost_device. Guest memory must be shared: each vhost_backing has an fd
    (a memfd, or a file), mapped MAP_SHARED; sections without are not given to the back-end.
    vhost_device_init connects (or waits for the back-end to connect, if vhost_user_listen was called
-   instead) and negotiates: three waits, and one if the back-end has no protocol features. After
-   that each call of vhost.h waits once, whatever the number of queues and regions: messages go out
-   in one stream, and their answers are collected at its end. (Twice: a first start with a record of
-   requests in flight; a memory slot that is replaced under running queues.)
+   instead) and negotiates: three waits, or only one if the back-end has no protocol features. It
+   fails at once if nobody is there, and may be called again with the same objects. How many queues
+   there are is in queue_number after it; most back-ends want VERSION_1 to be accepted.
+   After that each call of vhost.h waits once, whatever the number of queues and regions: messages
+   go out in one stream, and their answers are collected at its end. (More often: a first start with
+   a record of requests in flight, a start that loads state, postcopy; a commit that replaces a
+   memory slot under running queues.) After vhost_device_cleanup, call vhost_user_close.
 
    Your event loop polls vhost_user_poll_fds, at most for vhost_user_timeout milliseconds, and then
    calls vhost_user_process. That is all: no thread, no signal, no sleep.
@@ -77,16 +80,21 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
 
 4. WHEN THE BACK-END DIES
 
-   With options.retry_ms, vhost_user_process connects again, from the first pause on at longer and
-   longer intervals, and for as long as the options say: everything is sent again, the record of
-   requests in flight is handed back, the queues continue, and the device is RUNNING. Meanwhile it
-   is BROKEN: the driver's buffers wait in the rings. A back-end that dies in the middle is just
-   tried again. One that lacks something it had before is refused.
+   With options.retry_ms, vhost_user_process connects again after that pause, then at intervals that
+   double up to retry_max_ms, for as long as the options say: everything is sent again, the record
+   of requests in flight is handed back, the queues continue without another kick, logging goes on,
+   and the device is RUNNING. Meanwhile it is BROKEN: the driver's buffers wait in the rings. A
+   back-end that dies in the middle is just tried again. One that lacks something it had before is
+   refused.
    Where the queues continue is certain with INFLIGHT, or if the driver uses buffers in order. If it
-   is not (VHOST_POSITION_GUESSED), vhost_user_process returns -EINVAL once, and waits: reset the
-   device, or, knowing the device, set position.state to VHOST_POSITION_CERTAIN and call
-   vhost_user_process again. Buffers may then be lost, or be done twice. (A good place to decide:
-   on_broken.)
+   is not (QEMU's disk 7.2, for one, has no INFLIGHT), vhost_user_process returns -EINVAL once, with
+   VHOST_WHY_POSITION_GUESSED, and waits: reset the device; or, knowing the device, have buffers
+   done twice, or lost, by taking the guess, in on_broken or before the next vhost_user_process:
+
+      for (i = 0; i < device->queue_count; i++)
+          if (device->queues[i].position.state == VHOST_POSITION_GUESSED)
+              device->queues[i].position.state = VHOST_POSITION_CERTAIN;
+
    A connection that was passed as an fd needs another one: vhost_user_reopen.
 
 5. MIGRATION
@@ -1411,7 +1419,7 @@ static void vhosti_user_note_failure(vhost_user *self, int code, vhost_op op, in
     self->failure.later_done = true; /* at least, it may be */
 }
 
-/* Of a lost connection: what was sent before may be done, and rings may run once they are kicked. */
+/* Of a lost connection: what was sent before may be done; rings may run once they are kicked. */
 static void vhosti_user_note_loss(vhost_user *self, vhost_op op, int queue)
 {
     if (self->failure.error < 0)
