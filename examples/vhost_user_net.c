@@ -162,8 +162,8 @@ static bool start(demo *d)
     d->submits = d->fences = 0;
     if (!REPORT_TRY(&d->report, vhost_device_start(&d->device)))
         return false;
-    printf("   %u operations, %u fence\n", d->submits, d->fences);
-    return d->fences == 1 || report_fail(&d->report, "%u fences", d->fences);
+    printf("   %u operations, %u wait\n", d->submits, d->fences);
+    return d->fences == 1 || report_fail(&d->report, "%u waits", d->fences);
 }
 
 /* ---- frames ---------------------------------------------------------------------------------- */
@@ -276,7 +276,7 @@ static bool compare_log(demo *d, const uint8_t *before, const uint64_t *dirty)
         changed++;
         missed += (dirty[page / 64] >> (page % 64) & 1) == 0;
     }
-    printf("   %u pages changed under the device's hand, %u of them are in the log\n", changed,
+    printf("   %u pages were written by the device, %u of them are in the log\n", changed,
            changed - missed);
     return (missed == 0 && changed > 0) ||
            report_fail(&d->report, "%u of %u dirty pages are not in the log", missed, changed);
@@ -356,6 +356,8 @@ int main(int argc, char **argv)
     static demo d = {.report = {.program = "vhost_user_net"}};
     vhost_vm_options options = {.user = &d, .on_message = on_message, .on_trace = on_trace};
     bool own = argc < 2;
+    printf("A network card over vhost-user; its back-end is %s.\n\n",
+           own ? "a thread of this program" : argv[1]);
     if (!own)
         snprintf(d.path, sizeof d.path, "%s", argv[1]);
     bool good = REPORT_TRY(&d.report, vhost_vm_init(&d.vm, &options)) &&
