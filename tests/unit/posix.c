@@ -55,6 +55,22 @@ TEST default_notifiers_keep_calls_while_masked(fixture *f)
     PASS();
 }
 
+/* O_NONBLOCK is of the file, and so as good as the back-end's: it has the file, too. */
+TEST default_notifiers_do_not_block_though_a_back_end_wants_them_to(fixture *f)
+{
+    ASSERT_OK(run_with_default_events(f));
+    ASSERT_OK(vhost_queue_mask(&f->device[0], 1));
+    int fd = f->mock[0].rings[1].call_fd;
+    ASSERT_INT(0, fcntl(fd, F_SETFL, 0));
+    alarm(10); /* or else it would be for ever */
+    ASSERT_INT(0, vhost_queue_pending(&f->device[0], 1));
+    ASSERT(signal_fd(fd));
+    ASSERT_INT(1, vhost_queue_pending(&f->device[0], 1));
+    ASSERT_INT(0, vhost_queue_pending(&f->device[0], 1));
+    alarm(0);
+    PASS();
+}
+
 TEST default_notifiers_tell_of_config_and_ring_errors(fixture *f)
 {
     ASSERT_OK(run_with_default_events(f));
@@ -202,6 +218,7 @@ SUITE(posix_suite)
 {
     RUN_PLAIN(default_notifiers_do_not_block_and_close_on_exec);
     RUN_BOTH(default_notifiers_keep_calls_while_masked);
+    RUN_BOTH(default_notifiers_do_not_block_though_a_back_end_wants_them_to);
     RUN_BOTH(default_notifiers_tell_of_config_and_ring_errors);
     RUN_PLAIN(default_notifiers_are_closed_by_cleanup);
     RUN_BOTH(default_notifiers_survive_stop_start_and_reset);

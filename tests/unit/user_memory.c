@@ -314,6 +314,12 @@ TEST each_log_is_sent_once(peer_bench *b)
     ASSERT_OK(vhost_log_stop(&b->f->vm));
     ASSERT_OK(vhost_log_start(&b->f->vm)); /* another one, perhaps at the same place */
     ASSERT_UINT(3, peer_count(&b->peer, PEER_SET_LOG_BASE));
+    ASSERT_OK(vhost_device_stop(&b->device));
+    ASSERT_OK(vhost_device_reset(&b->device)); /* and it may have let go of it */
+    peer_fill(b);
+    ASSERT_OK(vhost_device_ack(&b->device, b->accepted));
+    ASSERT_OK(vhost_device_start(&b->device));
+    ASSERT_UINT(4, peer_count(&b->peer, PEER_SET_LOG_BASE));
     PASS();
 }
 

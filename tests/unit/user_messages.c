@@ -246,6 +246,27 @@ static int call_service(peer_bench *b, int service)
     }
 }
 
+/* An operation of several messages is queued as a whole, or not at all: nothing is answered into
+   memory that its caller has back. */
+TEST what_does_not_fit_leaves_nothing_behind(peer_bench *b)
+{
+    static uint8_t bytes[8192];
+    unsigned nth = 0;
+    int code = -ENOMEM;
+    ASSERT_OK(peer_stopped(b, 1));
+    for (nth = 1; code == -ENOMEM; nth++) { /* memory is asked for before anything is sent */
+        fault_arm(&b->f->fault, FAULT_ONCE, nth, 0);
+        code = vhost_device_get_config(&b->device, 0, bytes, sizeof bytes);
+        fault_disarm(&b->f->fault);
+        if (code == -ENOMEM) {
+            ASSERT_UINT(b->user.request_first, b->user.request_count);
+            ASSERT_UINT(0, peer_count(&b->peer, PEER_GET_CONFIG));
+        }
+    }
+    ASSERT(nth > 3);
+    PASS();
+}
+
 TEST services_need_their_feature(peer_bench *b)
 {
     static const int bits[] = {2, 4, 14, 9, 7, 7, 18, 8, 23, 19, 19, 19, 19, 9, 9};
@@ -334,6 +355,7 @@ SUITE(user_messages_suite)
     RUN_USER(the_mtu_is_sent_when_it_matters);
     RUN_USER(a_log_fd_follows_each_log);
     RUN_USER(a_queue_without_kick_is_kicked_in_band);
+    RUN_USER(what_does_not_fit_leaves_nothing_behind);
     RUN_USER(services_need_their_feature);
     RUN_USER(services_need_a_device_that_is_there);
     RUN_USER(postcopy_goes_in_its_order);
