@@ -3047,11 +3047,9 @@ static int vhosti_user_hand_record(vhost_user *self)
     if (!vhosti_user_uses(self, VHOST_USER_BIT_INFLIGHT))
         return VHOSTI_USER_FAIL(self, -ENOTSUP, VHOST_WHY_BACKEND_LESS, VHOSTI_USER_SET_INFLIGHT_FD,
                                 -1, "no INFLIGHT");
-    if (self->inflight.queues != self->device->queue_count ||
-        self->inflight.queue_size < vhosti_user_largest_ring(self))
+    if (self->inflight.queues != self->device->queue_count)
         return VHOSTI_USER_FAIL(self, -EINVAL, VHOST_WHY_USER_INFLIGHT, VHOSTI_USER_SET_INFLIGHT_FD,
-                                -1, "%u queues of %u", self->inflight.queues,
-                                self->inflight.queue_size);
+                                -1, "%u queues", self->inflight.queues);
     vhosti_user_compose(&message, VHOSTI_USER_SET_INFLIGHT_FD, VHOST_OP_SET_INFLIGHT, -1,
                         VHOSTI_USER_ACK);
     vhosti_user_put_record(&message, &self->inflight);
