@@ -123,8 +123,8 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
 8. SYSTEM CALLS (for seccomp)
 
    socket, connect, bind, listen, accept, socketpair, unlink, fcntl, close, sendmsg, recvmsg, poll,
-   times, write (notifiers); INFLIGHT: fstat, lseek, read; vhost_user_load_inflight: memfd_create,
-   write, lseek; STATE: read, write.
+   times, write (notifiers); vhost_user_listen: stat; INFLIGHT: fstat, lseek, read;
+   vhost_user_load_inflight: memfd_create, write, lseek.
 */
 
 #include "vhost.h" /* outside of every guard: it has its own, and may have more to say this time */
@@ -311,8 +311,8 @@ struct vhost_user {
     int blocked;                   /* why nothing can be sent now */
     vhost_fence failure;           /* the first one since the last fence */
     uint8_t status;                /* virtio device status, as told */
-    struct vhosti_user_slot *slot; /* the regions that the back-end was told of */
-    uint32_t slot_count, slot_capacity;
+    struct vhosti_user_slot *told; /* the regions that the back-end was told of */
+    uint32_t told_count, told_capacity;
     bool table_told;   /* and not forgotten by a reset */
     bool table_unsure; /* a part of it was refused */
     uint64_t log_id;   /* that was told last; 0: none */
@@ -614,6 +614,9 @@ typedef struct vhosti_user_need {
      VHOSTI_USER_BIT(REPLY_ACK) | VHOSTI_USER_BIT(MTU) | VHOSTI_USER_BIT(BACKEND_REQ) |            \
      VHOSTI_USER_BIT(CROSS_ENDIAN) | VHOSTI_USER_BIT(CONFIG) | VHOSTI_USER_BIT(INFLIGHT) |         \
      VHOSTI_USER_BIT(RESET) | VHOSTI_USER_BIT(SLOTS) | VHOSTI_USER_BIT(STATUS))
+
+#define VHOSTI_USER_BY_CALLBACK                                                                    \
+    (VHOSTI_USER_BIT(HOST_NOTIFIER) | VHOSTI_USER_BIT(SHMEM) | VHOSTI_USER_BIT(SHARED_OBJECT))
 
 static const vhosti_user_need vhosti_user_needs[] = {
     {VHOST_USER_BIT_FD_REQ, VHOSTI_USER_BIT(BACKEND_REQ)},
@@ -1157,6 +1160,8 @@ static void *vhosti_user_grow(vhost_user *self, void *array, uint32_t *capacity,
     void *grown;
     if (array != NULL && need <= *capacity)
         return array;
+    if (need > UINT32_MAX / 2)
+        return NULL;
     while (roomy < need)
         roomy *= 2;
     grown = vhosti_user_allocate(self, array, roomy * size);
@@ -1676,14 +1681,24 @@ static bool vhosti_user_take(vhost_user *self)
     return true;
 }
 
+/* What the back-end owes us an answer to; if nothing, a request of no message. */
+static vhosti_user_request vhosti_user_awaited(const vhost_user *self)
+{
+    vhosti_user_request none;
+    if (self->request_first < self->request_count)
+        return self->requests[self->request_first];
+    memset(&none, 0, sizeof none);
+    none.op = VHOST_OP_NONE;
+    none.queue = -1;
+    return none;
+}
+
 static void vhosti_user_hang_up(vhost_user *self)
 {
-    uint32_t first = self->request_first;
-    bool asked = first < self->request_count;
-    VHOSTI_USER_POISON(self, -ECONNRESET, VHOST_WHY_USER_EOF, asked ? self->requests[first].id : 0,
-                       asked ? self->requests[first].queue : -1, "%s",
+    vhosti_user_request awaited = vhosti_user_awaited(self);
+    VHOSTI_USER_POISON(self, -ECONNRESET, VHOST_WHY_USER_EOF, awaited.id, awaited.queue, "%s",
                        self->main.size > 0 ? "in the middle of an answer"
-                       : asked             ? "no answer"
+                       : awaited.id != 0   ? "no answer"
                                            : "while idle");
 }
 
@@ -1691,10 +1706,7 @@ static void vhosti_user_hang_up(vhost_user *self)
 static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_t room)
 {
     uint32_t fds = VHOSTI_USER_FDS - input->fd_count;
-    uint32_t first = self->request_first;
-    bool asked = first < self->request_count;
-    uint32_t id = asked ? self->requests[first].id : 0;
-    int queue = asked ? self->requests[first].queue : -1;
+    vhosti_user_request awaited = vhosti_user_awaited(self);
     ptrdiff_t count =
         self->options.calls->receive(input->fd, input->bytes + input->size, room,
                                      input->fds + input->fd_count, &fds, self->options.user);
@@ -1711,13 +1723,13 @@ static bool vhosti_user_read(vhost_user *self, vhosti_user_input *input, uint32_
         return true;
     }
     if (count == -EMSGSIZE)
-        VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_FDS, id, queue,
+        VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_FDS, awaited.id, awaited.queue,
                            "more than there is room for");
     else if (count == 0 || count == -ECONNRESET)
         vhosti_user_hang_up(self);
     else if (count != -EAGAIN && count != -EWOULDBLOCK)
-        VHOSTI_USER_POISON(self, (int)count, VHOST_WHY_USER_SOCKET, id, queue, "receive, errno %d",
-                           (int)-count);
+        VHOSTI_USER_POISON(self, (int)count, VHOST_WHY_USER_SOCKET, awaited.id, awaited.queue,
+                           "receive, errno %d", (int)-count);
     return false;
 }
 
@@ -1801,10 +1813,10 @@ static bool vhosti_user_send(vhost_user *self)
 
 /* >>channel ------------------------------------------------------------------------------------
 
-   Requests come when they like: while another call waits, too. Nothing here waits, and nothing
-   calls back into the core but for IOTLB misses, which the core expects. */
+   Requests come when they like: while another call waits, too. Nothing calls back into the core but
+   an IOTLB miss, which the core expects: it answers, and waits if nobody else does. */
 
-typedef int (*vhosti_user_serve)(vhost_user *self, const uint8_t *payload, int *fd);
+typedef int (*vhosti_user_serve)(vhost_user *self, uint32_t id, const uint8_t *payload, int *fd);
 
 static int vhosti_user_signal(vhost_user *self, int fd)
 {
@@ -1824,9 +1836,10 @@ static int vhosti_user_signal(vhost_user *self, int fd)
     return 0;
 }
 
-static int vhosti_user_serve_iotlb(vhost_user *self, const uint8_t *payload, int *fd)
+static int vhosti_user_serve_iotlb(vhost_user *self, uint32_t id, const uint8_t *payload, int *fd)
 {
     vhost_iotlb message;
+    (void)id;
     (void)fd;
     memset(&message, 0, sizeof message);
     message.iova = vhosti_user_get64(payload);
@@ -1836,8 +1849,9 @@ static int vhosti_user_serve_iotlb(vhost_user *self, const uint8_t *payload, int
     return vhost_iotlb_message(self->device, &message);
 }
 
-static int vhosti_user_serve_config(vhost_user *self, const uint8_t *payload, int *fd)
+static int vhosti_user_serve_config(vhost_user *self, uint32_t id, const uint8_t *payload, int *fd)
 {
+    (void)id;
     (void)payload;
     (void)fd;
     self->config_changed = self->config_call < 0; /* told at the next start */
@@ -1845,53 +1859,39 @@ static int vhosti_user_serve_config(vhost_user *self, const uint8_t *payload, in
     return 0;
 }
 
-static int vhosti_user_serve_host_notifier(vhost_user *self, const uint8_t *payload, int *fd)
+static int vhosti_user_serve_host_notifier(vhost_user *self, uint32_t id, const uint8_t *payload,
+                                           int *fd)
 {
     const vhost_user_options *options = &self->options;
     uint64_t value = vhosti_user_get64(payload);
     uint32_t queue = (uint32_t)(value & 0xff);
     bool remove = (value & VHOSTI_USER_NO_FD) != 0;
     uint64_t size = vhosti_user_get64(payload + 8), offset = vhosti_user_get64(payload + 16);
+    (void)id;
     if (queue >= self->device->queue_count || remove != (*fd < 0) ||
         (!remove && (size != (uint64_t)sysconf(_SC_PAGESIZE) || offset % size != 0)))
         return -EINVAL;
     return options->on_host_notifier(self, queue, *fd, offset, size, options->user);
 }
 
-static int vhosti_user_signal_queue(vhost_user *self, const uint8_t *payload, bool call)
+static int vhosti_user_serve_notifier(vhost_user *self, uint32_t id, const uint8_t *payload,
+                                      int *fd)
 {
     uint32_t queue = vhosti_user_get32(payload);
+    const vhosti_user_ring *ring;
+    (void)fd;
     if (queue >= self->device->queue_count)
         return -EINVAL;
-    return vhosti_user_signal(self, call ? self->rings[queue].call : self->rings[queue].error);
+    ring = &self->rings[queue];
+    return vhosti_user_signal(self, id == VHOSTI_USER_REQUEST_CALL ? ring->call : ring->error);
 }
 
-static int vhosti_user_serve_call(vhost_user *self, const uint8_t *payload, int *fd)
+static int vhosti_user_serve_object(vhost_user *self, uint32_t id, const uint8_t *payload, int *fd)
 {
-    (void)fd;
-    return vhosti_user_signal_queue(self, payload, true);
-}
-
-static int vhosti_user_serve_error(vhost_user *self, const uint8_t *payload, int *fd)
-{
-    (void)fd;
-    return vhosti_user_signal_queue(self, payload, false);
-}
-
-static int vhosti_user_serve_add(vhost_user *self, const uint8_t *payload, int *fd)
-{
-    return self->options.on_object(self, VHOST_USER_OBJECT_ADD, payload, fd, self->options.user);
-}
-
-static int vhosti_user_serve_remove(vhost_user *self, const uint8_t *payload, int *fd)
-{
-    return self->options.on_object(self, VHOST_USER_OBJECT_REMOVE, payload, fd, self->options.user);
-}
-
-static int vhosti_user_serve_look_up(vhost_user *self, const uint8_t *payload, int *fd)
-{
-    return self->options.on_object(self, VHOST_USER_OBJECT_LOOK_UP, payload, fd,
-                                   self->options.user);
+    vhost_user_object what = id == VHOSTI_USER_REQUEST_OBJECT_ADD      ? VHOST_USER_OBJECT_ADD
+                             : id == VHOSTI_USER_REQUEST_OBJECT_REMOVE ? VHOST_USER_OBJECT_REMOVE
+                                                                       : VHOST_USER_OBJECT_LOOK_UP;
+    return self->options.on_object(self, what, payload, fd, self->options.user);
 }
 
 static vhost_user_window vhosti_user_get_window(const uint8_t *payload)
@@ -1919,11 +1919,12 @@ static bool vhosti_user_overlap(const vhost_user_window *a, const vhost_user_win
 }
 
 /* Only into a free part of the region. */
-static int vhosti_user_serve_map(vhost_user *self, const uint8_t *payload, int *fd)
+static int vhosti_user_serve_map(vhost_user *self, uint32_t id, const uint8_t *payload, int *fd)
 {
     vhost_user_window window = vhosti_user_get_window(payload), *grown;
     uint32_t i;
     int code;
+    (void)id;
     if (*fd < 0 || !vhosti_user_is_window(self, &window))
         return -EINVAL;
     for (i = 0; i < self->window_count; i++)
@@ -1943,11 +1944,12 @@ static int vhosti_user_serve_map(vhost_user *self, const uint8_t *payload, int *
 }
 
 /* Only what was mapped as one. */
-static int vhosti_user_serve_unmap(vhost_user *self, const uint8_t *payload, int *fd)
+static int vhosti_user_serve_unmap(vhost_user *self, uint32_t id, const uint8_t *payload, int *fd)
 {
     vhost_user_window window = vhosti_user_get_window(payload);
     uint32_t i;
     int code;
+    (void)id;
     (void)fd;
     for (i = 0; i < self->window_count; i++)
         if (self->windows[i].region == window.region && self->windows[i].offset == window.offset &&
@@ -1976,11 +1978,11 @@ static const vhosti_user_service *vhosti_user_find_service(uint32_t id)
         {-1, 32, 0, false, vhosti_user_serve_iotlb},
         {VHOST_USER_BIT_CONFIG, 0, 0, false, vhosti_user_serve_config},
         {VHOST_USER_BIT_HOST_NOTIFIER, 24, 1, false, vhosti_user_serve_host_notifier},
-        {VHOST_USER_BIT_INBAND, 8, 0, false, vhosti_user_serve_call},
-        {VHOST_USER_BIT_INBAND, 8, 0, false, vhosti_user_serve_error},
-        {VHOST_USER_BIT_SHARED_OBJECT, 16, 0, false, vhosti_user_serve_add},
-        {VHOST_USER_BIT_SHARED_OBJECT, 16, 0, false, vhosti_user_serve_remove},
-        {VHOST_USER_BIT_SHARED_OBJECT, 16, 0, true, vhosti_user_serve_look_up},
+        {VHOST_USER_BIT_INBAND, 8, 0, false, vhosti_user_serve_notifier},
+        {VHOST_USER_BIT_INBAND, 8, 0, false, vhosti_user_serve_notifier},
+        {VHOST_USER_BIT_SHARED_OBJECT, 16, 0, false, vhosti_user_serve_object},
+        {VHOST_USER_BIT_SHARED_OBJECT, 16, 0, false, vhosti_user_serve_object},
+        {VHOST_USER_BIT_SHARED_OBJECT, 16, 0, true, vhosti_user_serve_object},
         {VHOST_USER_BIT_SHMEM, 40, 1, false, vhosti_user_serve_map},
         {VHOST_USER_BIT_SHMEM, 40, 0, false, vhosti_user_serve_unmap}};
     return id < VHOSTI_USER_REQUEST_COUNT && services[id].serve != NULL ? &services[id] : NULL;
@@ -2015,7 +2017,7 @@ static void vhosti_user_serve_request(vhost_user *self, const vhosti_user_servic
     bool gives = service != NULL && service->gives_fd;
     int given = fd, code = -ENOTSUP;
     if (service != NULL && (service->bit < 0 || vhosti_user_uses(self, service->bit)))
-        code = service->serve(self, message + VHOSTI_USER_HEADER, &given);
+        code = service->serve(self, id, message + VHOSTI_USER_HEADER, &given);
     if (self->dead == 0 && (asked || gives))
         vhosti_user_answer_request(self, id, gives && given < 0 && code >= 0 ? -ENOENT : code,
                                    gives && code >= 0 ? given : -1);
@@ -2081,12 +2083,9 @@ static bool vhosti_user_step(vhost_user *self)
 
 static void vhosti_user_time_out(vhost_user *self)
 {
-    uint32_t first = self->request_first;
-    bool asked = first < self->request_count;
-    VHOSTI_USER_POISON(self, -ETIMEDOUT, VHOST_WHY_USER_TIMEOUT,
-                       asked ? self->requests[first].id : 0,
-                       asked ? self->requests[first].queue : -1, "%lu ms",
-                       (unsigned long)self->options.timeout_ms);
+    vhosti_user_request awaited = vhosti_user_awaited(self);
+    VHOSTI_USER_POISON(self, -ETIMEDOUT, VHOST_WHY_USER_TIMEOUT, awaited.id, awaited.queue,
+                       "%lu ms", (unsigned long)self->options.timeout_ms);
 }
 
 /* Until one of the sockets, or `other`, has something; at most until the deadline. patient: false
@@ -2126,12 +2125,14 @@ static void vhosti_user_wait(vhost_user *self, vhost_user_poll *other, bool pati
 static void vhosti_user_end_with_answer(vhost_user *self)
 {
     uint32_t count = self->request_count;
-    if (self->submitted && count > self->request_first &&
-        self->requests[count - 1].answer == VHOSTI_USER_NOTHING)
-        if (vhosti_user_submit_bare(self, VHOSTI_USER_GET_FEATURES, VHOST_OP_NONE,
-                                    VHOSTI_USER_BARRIER, NULL) < 0)
-            VHOSTI_USER_POISON(self, -ENOMEM, VHOST_WHY_MEMORY, VHOSTI_USER_GET_FEATURES, -1,
-                               "to know when it is done");
+    bool shows =
+        count == self->request_first || self->requests[count - 1].answer != VHOSTI_USER_NOTHING;
+    if (self->dead < 0 || !self->submitted || shows)
+        return;
+    if (vhosti_user_submit_bare(self, VHOSTI_USER_GET_FEATURES, VHOST_OP_NONE, VHOSTI_USER_BARRIER,
+                                NULL) < 0)
+        VHOSTI_USER_POISON(self, -ENOMEM, VHOST_WHY_MEMORY, VHOSTI_USER_GET_FEATURES, -1,
+                           "to know when it is done");
 }
 
 /* Sends everything, and waits for all answers to what was submitted before. Returns the first
@@ -2156,11 +2157,9 @@ static int vhosti_user_settle(vhost_user *self)
     }
     self->submitted = self->settling = false;
     self->deadline = vhosti_user_now(self) + self->options.timeout_ms; /* of what is left over */
-    if (self->dead < 0 && self->failure.error == 0) {
-        uint32_t first = self->request_first;
-        bool asked = first < self->request_count;
-        vhosti_user_note_loss(self, asked ? self->requests[first].op : VHOST_OP_NONE,
-                              asked ? self->requests[first].queue : -1);
+    if (self->dead < 0) {
+        vhosti_user_request awaited = vhosti_user_awaited(self);
+        vhosti_user_note_loss(self, awaited.op, awaited.queue);
     }
     return self->failure.error;
 }
@@ -2216,7 +2215,7 @@ static void vhosti_user_forget(vhost_user *self)
     self->submitted = self->hung_up = false;
     vhosti_user_clear_failure(self);
     self->status = 0;
-    self->slot_count = 0;
+    self->told_count = 0;
     self->table_told = self->table_unsure = false;
     self->log_id = 0;
     self->postcopy = VHOSTI_USER_PRECOPY;
@@ -2261,25 +2260,26 @@ static int vhosti_user_make_connection(vhost_user *self)
     return 0;
 }
 
+/* What comes with its callback, and only so. */
+static uint64_t vhosti_user_wanted_by_callback(const vhost_user_options *options)
+{
+    uint64_t wanted = 0;
+    if (options->on_host_notifier != NULL)
+        wanted |= VHOSTI_USER_BIT(HOST_NOTIFIER) | VHOSTI_USER_BIT(FD_REQ);
+    if (options->on_window != NULL)
+        wanted |= VHOSTI_USER_BIT(SHMEM) | VHOSTI_USER_BIT(FD_REQ);
+    if (options->on_object != NULL)
+        wanted |= VHOSTI_USER_BIT(SHARED_OBJECT);
+    return wanted;
+}
+
 static uint64_t vhosti_user_wanted(const vhost_user *self)
 {
     const vhost_user_options *options = &self->options;
-    uint64_t wanted = VHOSTI_USER_USUAL | options->want, known = 0;
+    uint64_t known = (UINT64_C(1) << VHOST_USER_BIT_COUNT) - 1;
+    uint64_t wanted = VHOSTI_USER_USUAL | (options->want & ~VHOSTI_USER_BY_CALLBACK) |
+                      vhosti_user_wanted_by_callback(options);
     int i;
-    for (i = 0; i < VHOST_USER_BIT_COUNT; i++)
-        known |= UINT64_C(1) << i;
-    if (options->on_host_notifier != NULL)
-        wanted |= VHOSTI_USER_BIT(HOST_NOTIFIER) | VHOSTI_USER_BIT(FD_REQ);
-    else
-        known &= ~VHOSTI_USER_BIT(HOST_NOTIFIER);
-    if (options->on_window != NULL)
-        wanted |= VHOSTI_USER_BIT(SHMEM) | VHOSTI_USER_BIT(FD_REQ);
-    else
-        known &= ~VHOSTI_USER_BIT(SHMEM);
-    if (options->on_object != NULL)
-        wanted |= VHOSTI_USER_BIT(SHARED_OBJECT);
-    else
-        known &= ~VHOSTI_USER_BIT(SHARED_OBJECT);
     wanted &= known & ~options->avoid & self->protocol_offered;
     for (i = 0; i < VHOSTI_USER_NEED_COUNT; i++)
         if ((vhosti_user_needs[i].needs & ~wanted) != 0)
@@ -2356,7 +2356,7 @@ static uint32_t vhosti_user_max_queues(const vhost_user *self)
                                                       : (uint32_t)VHOSTI_USER_QUEUES;
 }
 
-static void vhosti_user_state_facts(const vhost_user *self, vhost_facts *facts)
+static void vhosti_user_fill_in_facts(const vhost_user *self, vhost_facts *facts)
 {
     bool slots = vhosti_user_uses(self, VHOST_USER_BIT_SLOTS);
     bool logs = vhosti_user_uses(self, VHOST_USER_BIT_LOG_SHMFD);
@@ -2412,7 +2412,7 @@ static int vhosti_user_be_open(void *backend, vhost_device *device, vhost_facts 
     vhosti_user_forget(self);
     code = vhosti_user_begin(self);
     if (code == 0)
-        vhosti_user_state_facts(self, facts);
+        vhosti_user_fill_in_facts(self, facts);
     else if (device->state == VHOST_STATE_CLOSED) /* it never was ours */
         self->device = NULL;
     return code;
@@ -2565,10 +2565,10 @@ static bool vhosti_user_same_region(const vhosti_user_slot *slot, const vhost_re
 static bool vhosti_user_has_table(const vhost_user *self, const vhost_table *table)
 {
     uint32_t i;
-    if (!self->table_told || self->slot_count != table->count)
+    if (!self->table_told || self->told_count != table->count)
         return false;
     for (i = 0; i < table->count; i++)
-        if (!vhosti_user_same_region(&self->slot[i], &table->regions[i]))
+        if (!vhosti_user_same_region(&self->told[i], &table->regions[i]))
             return false;
     return true;
 }
@@ -2654,16 +2654,16 @@ static int vhosti_user_submit_slots(vhost_user *self, const vhost_table *table)
 {
     uint32_t i, k = 0;
     int code = 0;
-    for (i = 0; i < self->slot_count && code == 0; i++) {
-        while (k < table->count && table->regions[k].gpa < self->slot[i].gpa)
+    for (i = 0; i < self->told_count && code == 0; i++) {
+        while (k < table->count && table->regions[k].gpa < self->told[i].gpa)
             k++;
-        if (k == table->count || !vhosti_user_same_region(&self->slot[i], &table->regions[k]))
-            code = vhosti_user_submit_remove(self, &self->slot[i]);
+        if (k == table->count || !vhosti_user_same_region(&self->told[i], &table->regions[k]))
+            code = vhosti_user_submit_remove(self, &self->told[i]);
     }
     for (i = k = 0; i < table->count && code == 0; i++) {
-        while (k < self->slot_count && self->slot[k].gpa < table->regions[i].gpa)
+        while (k < self->told_count && self->told[k].gpa < table->regions[i].gpa)
             k++;
-        if (k == self->slot_count || !vhosti_user_same_region(&self->slot[k], &table->regions[i]))
+        if (k == self->told_count || !vhosti_user_same_region(&self->told[k], &table->regions[i]))
             code = vhosti_user_submit_add(self, &table->regions[i]);
     }
     return code;
@@ -2672,11 +2672,11 @@ static int vhosti_user_submit_slots(vhost_user *self, const vhost_table *table)
 static int vhosti_user_reserve_slots(vhost_user *self, uint32_t count)
 {
     vhosti_user_slot *slot = (vhosti_user_slot *)vhosti_user_grow(
-        self, self->slot, &self->slot_capacity, count, sizeof *slot);
+        self, self->told, &self->told_capacity, count, sizeof *slot);
     if (slot == NULL)
         return VHOSTI_USER_FAIL(self, -ENOMEM, VHOST_WHY_MEMORY, 0, -1, "%lu regions",
                                 (unsigned long)count);
-    self->slot = slot;
+    self->told = slot;
     return 0;
 }
 
@@ -2684,11 +2684,11 @@ static void vhosti_user_remember_table(vhost_user *self, const vhost_table *tabl
 {
     uint32_t i;
     for (i = 0; i < table->count; i++) {
-        self->slot[i].gpa = table->regions[i].gpa;
-        self->slot[i].size = table->regions[i].size;
-        self->slot[i].serial = table->regions[i].serial;
+        self->told[i].gpa = table->regions[i].gpa;
+        self->told[i].size = table->regions[i].size;
+        self->told[i].serial = table->regions[i].serial;
     }
-    self->slot_count = table->count;
+    self->told_count = table->count;
     self->table_told = true;
 }
 
@@ -3057,26 +3057,6 @@ static int vhosti_user_hand_record(vhost_user *self)
     return vhosti_user_submit(self, &message);
 }
 
-static int vhosti_user_load_now(vhost_user *self);
-
-static int vhosti_user_set_inflight(void *backend)
-{
-    vhost_user *self = (vhost_user *)backend;
-    int code = self->dead;
-    if (code == 0 && !self->inflight.loaded && vhosti_user_begins(self))
-        vhosti_user_close_fd(self, &self->inflight.fd);
-    if (code == 0 && !vhosti_user_has_record(self) && vhosti_user_largest_ring(self) > 0 &&
-        vhosti_user_uses(self, VHOST_USER_BIT_INFLIGHT))
-        code = vhosti_user_ask_record(self);
-    if (code == 0)
-        code = vhosti_user_hand_record(self);
-    if (code == 0)
-        self->inflight.loaded = false;
-    if (code == 0 && self->give != NULL)
-        code = vhosti_user_load_now(self);
-    return code;
-}
-
 /* ---- where a ring stood ---- */
 
 enum { /* of the record of one queue: offsets, bytes */
@@ -3414,6 +3394,26 @@ static int vhosti_user_load_now(vhost_user *self)
         code = vhosti_user_settle(self);
     if (code == 0)
         self->give = NULL;
+    return code;
+}
+
+/* ---- before rings run: the record, and the state ---- */
+
+static int vhosti_user_set_inflight(void *backend)
+{
+    vhost_user *self = (vhost_user *)backend;
+    int code = self->dead;
+    if (code == 0 && !self->inflight.loaded && vhosti_user_begins(self))
+        vhosti_user_close_fd(self, &self->inflight.fd);
+    if (code == 0 && !vhosti_user_has_record(self) && vhosti_user_largest_ring(self) > 0 &&
+        vhosti_user_uses(self, VHOST_USER_BIT_INFLIGHT))
+        code = vhosti_user_ask_record(self);
+    if (code == 0)
+        code = vhosti_user_hand_record(self);
+    if (code == 0)
+        self->inflight.loaded = false;
+    if (code == 0 && self->give != NULL)
+        code = vhosti_user_load_now(self);
     return code;
 }
 
@@ -3857,39 +3857,39 @@ static const vhost_error *vhosti_user_last_error(void *backend)
     return &((const vhost_user *)backend)->last_error;
 }
 
-static const vhost_backend_ops vhosti_user_table = {vhosti_user_be_open,
-                                                    vhosti_user_be_close,
-                                                    vhosti_user_sever,
-                                                    vhosti_user_fds,
-                                                    vhosti_user_process_sockets,
-                                                    vhosti_user_recall_base,
-                                                    vhosti_user_set_features,
-                                                    vhosti_user_set_table,
-                                                    vhosti_user_set_log,
-                                                    vhosti_user_iotlb_send,
-                                                    vhosti_user_set_ring_call,
-                                                    vhosti_user_set_ring_error,
-                                                    vhosti_user_set_ring_size,
-                                                    vhosti_user_set_ring_base,
-                                                    vhosti_user_set_ring_endian,
-                                                    vhosti_user_set_ring_addresses,
-                                                    NULL, /* no busy loop */
-                                                    vhosti_user_set_inflight,
-                                                    vhosti_user_set_ring_kick,
-                                                    vhosti_user_set_config_call,
-                                                    vhosti_user_enable_ring,
-                                                    vhosti_user_set_running,
-                                                    vhosti_user_get_ring_base,
-                                                    vhosti_user_reset,
-                                                    vhosti_user_get_config,
-                                                    vhosti_user_set_config,
-                                                    vhosti_user_fence,
-                                                    vhosti_user_last_error,
-                                                    vhosti_user_push};
+static const vhost_backend_ops vhosti_user_operations = {vhosti_user_be_open,
+                                                         vhosti_user_be_close,
+                                                         vhosti_user_sever,
+                                                         vhosti_user_fds,
+                                                         vhosti_user_process_sockets,
+                                                         vhosti_user_recall_base,
+                                                         vhosti_user_set_features,
+                                                         vhosti_user_set_table,
+                                                         vhosti_user_set_log,
+                                                         vhosti_user_iotlb_send,
+                                                         vhosti_user_set_ring_call,
+                                                         vhosti_user_set_ring_error,
+                                                         vhosti_user_set_ring_size,
+                                                         vhosti_user_set_ring_base,
+                                                         vhosti_user_set_ring_endian,
+                                                         vhosti_user_set_ring_addresses,
+                                                         NULL, /* no busy loop */
+                                                         vhosti_user_set_inflight,
+                                                         vhosti_user_set_ring_kick,
+                                                         vhosti_user_set_config_call,
+                                                         vhosti_user_enable_ring,
+                                                         vhosti_user_set_running,
+                                                         vhosti_user_get_ring_base,
+                                                         vhosti_user_reset,
+                                                         vhosti_user_get_config,
+                                                         vhosti_user_set_config,
+                                                         vhosti_user_fence,
+                                                         vhosti_user_last_error,
+                                                         vhosti_user_push};
 
 VHOST_USER_DEF const vhost_backend_ops *vhost_user_ops(void)
 {
-    return &vhosti_user_table;
+    return &vhosti_user_operations;
 }
 
 static void vhosti_user_init(vhost_user *self, const vhost_user_options *options)
@@ -3974,7 +3974,7 @@ VHOST_USER_DEF void vhost_user_close(vhost_user *self)
     vhosti_user_free(self, self->out);
     vhosti_user_free(self, self->requests);
     vhosti_user_free(self, self->rings);
-    vhosti_user_free(self, self->slot);
+    vhosti_user_free(self, self->told);
     vhosti_user_free(self, self->windows);
     memset(self, 0, sizeof *self);
 }
