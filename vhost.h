@@ -218,9 +218,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       VHOST_POSITION_GUESSED   refused by start
 
    After stop it is CERTAIN if the back-end said it. If it did not, or the ring belies it, it is
-   still CERTAIN by what the back-end's requests in flight left on record, if there is a record, or
-   in a split ring whose buffers are used in order (VIRTIO_F_IN_ORDER) by its used index; any other
-   is GUESSED: buffers may be lost, or be done twice. (The guess is the used index: all that was
+   still CERTAIN by what the back-end's requests in flight left on record, if there is a record, or,
+   in a split ring, by its used index, if all that was available is used or if buffers are used in
+   order (VIRTIO_F_IN_ORDER); any other is GUESSED: buffers may be lost, or be done twice. (The guess is the used index: all that was
    available and not yet used is done again.) Then reset the device, or, knowing the device, take
    the guess by setting CERTAIN. The driver's view of what was signalled (signalled_used, of event
    indexes) is void after any stop: recompute it.
@@ -414,6 +414,7 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_RING_ERROR, "the back-end found an error in a ring")                               \
     X(VHOST_WHY_POSITION_GUESSED, "the queue's position is only a guess")                          \
     X(VHOST_WHY_LOG_UNSUPPORTED, "the back-end cannot log what it writes")                         \
+    X(VHOST_WHY_LOG_PARTIAL, "the back-end logs some of what it writes, but not all")              \
     X(VHOST_WHY_LOG_MEMORY, "no memory for the dirty log")                                         \
     X(VHOST_WHY_IOTLB_UNSUPPORTED, "the back-end cannot work behind a vIOMMU")                     \
     X(VHOST_WHY_IOTLB_UNMAPPED, "an IOVA leads to no memory of the back-end")                      \
@@ -421,6 +422,13 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_KERNEL_OPEN, "the vhost character device could not be opened")                     \
     X(VHOST_WHY_KERNEL_OWNER, "the vhost fd has an owner already")                                 \
     X(VHOST_WHY_KERNEL_SEVERED, "the vhost fd was closed when the device broke")                   \
+    X(VHOST_WHY_KERNEL_STUCK, "the vhost fd keeps its IOTLB until it is closed")                   \
+    X(VHOST_WHY_KERNEL_CID, "another vhost-vsock device has this guest CID")                       \
+    X(VHOST_WHY_KERNEL_TARGET, "no such SCSI target, or it is in use")                             \
+    X(VHOST_WHY_KERNEL_FEATURES, "the vDPA device did not accept the features")                    \
+    X(VHOST_WHY_KERNEL_MEMLOCK, "no memory, or more than RLIMIT_MEMLOCK lets the process lock")    \
+    X(VHOST_WHY_KERNEL_IOVA, "guest memory that the vDPA device cannot address")                   \
+    X(VHOST_WHY_KERNEL_REMAP, "memory changed in place, and the vDPA device cannot pause")         \
     X(VHOST_WHY_USER_CONNECT, "no connection to the vhost-user back-end")                          \
     X(VHOST_WHY_USER_EOF, "the back-end closed the connection")                                    \
     X(VHOST_WHY_USER_SOCKET, "the socket failed")                                                  \
@@ -545,6 +553,7 @@ typedef enum vhost_profile {   /* how a kind of back-end wants its table */
     VHOST_PROFILE_BY_HOST = 0, /* host addresses: the vhost drivers of the kernel */
     VHOST_PROFILE_BY_FD = 1,   /* by shared fd, a whole table: vhost-user */
     VHOST_PROFILE_SLOTS = 2,   /* by shared fd, region by region */
+    VHOST_PROFILE_MAPS = 3,    /* a map from IOVA for each section: vDPA */
     VHOST_PROFILE_COUNT
 } vhost_profile;
 
@@ -748,6 +757,8 @@ typedef struct vhost_facts {
     uint32_t max_queues;     /* 0: no limit known */
     vhost_features offered;  /* feature bits it has */
     vhost_features its_bits; /* the bits that are its to offer; others are the VMM's own */
+    bool queues_together;    /* it cannot start or stop one queue while others run */
+    vhost_why log_obstacle;  /* why it cannot log though it offers LOG_ALL; 0: it can */
 } vhost_facts;
 
 /* How a fence went. */
@@ -1081,7 +1092,8 @@ VHOST_API const vhost_table *vhost_device_table(const vhost_device *device);
 VHOST_API void vhost_queue_init(vhost_queue *queue);
 
 /* Starts or stops one queue of a running device (VIRTIO_F_RING_RESET). -EBUSY: it is started, or
-   the device does not run; -EINVAL: not ready; else as device start. To stop a queue that is not
+   the device does not run; -EINVAL: not ready; -ENOTSUP: the back-end's queues start and stop only
+   together (facts.queues_together); else as device start. To stop a queue that is not
    started, of a device that runs, is no failure. */
 VHOST_API int vhost_queue_start(vhost_device *device, uint32_t queue);
 VHOST_API int vhost_queue_stop(vhost_device *device, uint32_t queue);
@@ -1848,6 +1860,12 @@ VHOST_DEF int vhost_memory_find(const vhost_vm *vm, uint64_t gpa, vhost_extent *
 
 /* ---- tables: what back-ends are told (M3, M7, C2) ---- */
 
+/* By fd a peer maps each region by itself, wherever it likes. */
+static bool vhosti_is_by_fd(vhost_profile profile)
+{
+    return profile == VHOST_PROFILE_BY_FD || profile == VHOST_PROFILE_SLOTS;
+}
+
 static bool vhosti_is_for_backends(const struct vhosti_section *section)
 {
     return vhosti_is_writable(section) && (section->flags & VHOST_SECTION_DIRTY_TRACKED) == 0;
@@ -1858,7 +1876,7 @@ static bool vhosti_is_for(const struct vhosti_section *section, vhost_profile pr
 {
     bool shared =
         section->backing->fd >= 0 && (section->backing->flags & VHOST_BACKING_PRIVATE) == 0;
-    return vhosti_is_for_backends(section) && (shared || profile == VHOST_PROFILE_BY_HOST);
+    return vhosti_is_for_backends(section) && (shared || !vhosti_is_by_fd(profile));
 }
 
 /* How much of a page of the backing lies before the section, and behind it (M5): a peer can map
@@ -1875,15 +1893,16 @@ static uint64_t vhosti_page_behind(const struct vhosti_section *section)
 }
 
 /* Whether section i continues the region of the section before it (M7, M8). By fd, a hole may be
-   between the two if rounding closes it: nothing else is there. Slots stay apart, so that growth
-   is one more slot. */
+   between the two if rounding closes it: nothing else is there. Slots and maps stay apart, so that
+   growth is one more of them. */
 static bool vhosti_joins(const vhosti_map *map, uint32_t i, vhost_profile profile)
 {
     const struct vhosti_section *before = &map->sections[i - 1], *next = &map->sections[i];
     uint64_t hole = next->gpa - vhosti_last(before) - 1;
     if (((before->flags | next->flags) & VHOST_SECTION_UNMERGEABLE) != 0 ||
-        profile == VHOST_PROFILE_SLOTS || !vhosti_is_for(before, profile) ||
-        next->backing != before->backing || !vhosti_same_distance(before, next))
+        profile == VHOST_PROFILE_SLOTS || profile == VHOST_PROFILE_MAPS ||
+        !vhosti_is_for(before, profile) || next->backing != before->backing ||
+        !vhosti_same_distance(before, next))
         return false;
     return hole == 0 || (profile == VHOST_PROFILE_BY_FD &&
                          vhosti_page_behind(before) + vhosti_page_before(next) >= hole);
@@ -1907,7 +1926,7 @@ static void vhosti_begin_region(vhost_vm *vm, const vhosti_map *map, uint32_t i,
                                 vhost_profile profile, vhost_region *region, uint64_t floor)
 {
     const struct vhosti_section *section = &map->sections[i];
-    uint64_t by = profile != VHOST_PROFILE_BY_HOST ? vhosti_page_before(section) : 0;
+    uint64_t by = vhosti_is_by_fd(profile) ? vhosti_page_before(section) : 0;
     if (i > 0 && vhosti_last(section - 1) >= floor)
         floor = vhosti_last(section - 1) + 1;
     if (!vhosti_may_round(vm, section, false, by, section->gpa - floor))
@@ -1924,7 +1943,7 @@ static void vhosti_extend_region(vhost_vm *vm, const vhosti_map *map, uint32_t i
 {
     const struct vhosti_section *section = &map->sections[i];
     bool followed = i + 1 < map->count;
-    uint64_t by = profile != VHOST_PROFILE_BY_HOST ? vhosti_page_behind(section) : 0;
+    uint64_t by = vhosti_is_by_fd(profile) ? vhosti_page_behind(section) : 0;
     uint64_t room = (followed ? section[1].gpa - 1 : UINT64_MAX) - vhosti_last(section);
     region->size = vhosti_last(section) - region->gpa + 1;
     if (section->serial > region->serial)
@@ -2064,8 +2083,7 @@ static vhost_why vhosti_check_regions(const vhost_table *table, vhost_profile pr
     while (done < size) {
         const vhost_region *region = vhosti_find_region(table, gpa + done);
         uint64_t offset = region != NULL ? gpa + done - region->gpa : 0;
-        if (region == NULL ||
-            (size - done > region->size - offset && profile != VHOST_PROFILE_BY_HOST))
+        if (region == NULL || (size - done > region->size - offset && vhosti_is_by_fd(profile)))
             return VHOST_WHY_RING_UNMAPPED;
         if ((unsigned char *)region->host + offset != (const unsigned char *)host + done)
             return VHOST_WHY_RING_MOVED;
@@ -2364,6 +2382,8 @@ static vhost_why vhosti_log_obstacle(const vhost_device *device)
 {
     bool logs = device->facts.log_kind != VHOST_DIRTY_NONE && device->ops->set_log != NULL &&
                 vhost_features_test(&device->facts.offered, VHOST_FEATURE_LOG_ALL);
+    if (logs && device->facts.log_obstacle != VHOST_WHY_NONE)
+        return device->facts.log_obstacle;
     if (logs && device->facts.log_kind == VHOST_DIRTY_SHARED && !vhosti_can_share_logs(device->vm))
         return VHOST_WHY_LOG_MEMORY;
     return logs ? VHOST_WHY_NONE : VHOST_WHY_LOG_UNSUPPORTED;
@@ -2627,9 +2647,11 @@ static bool vhosti_is_foreign(const vhost_device *device, const vhost_queue *que
            queue->big_endian != vhosti_host_is_big();
 }
 
-static uint16_t vhosti_used_index(const vhost_device *device, const vhost_queue *queue)
+/* Of a split ring: how many buffers were ever made available, or used. */
+static uint16_t vhosti_ring_index(const vhost_device *device, const vhost_queue *queue,
+                                  vhost_part part)
 {
-    const void *index = (const unsigned char *)queue->rings.part[VHOST_USED].host + 2;
+    const void *index = (const unsigned char *)queue->rings.part[part].host + 2;
     uint16_t raw = VHOST_LOAD_ACQUIRE16((const uint16_t *)index);
     unsigned char bytes[2];
     memcpy(bytes, &raw, sizeof bytes);
@@ -2703,8 +2725,8 @@ static vhost_why vhosti_check_place(vhost_device *device, const vhost_mapping *m
     return why == VHOST_WHY_NONE && host != mapping->host ? VHOST_WHY_RING_MOVED : why;
 }
 
-/* Whether a back-end that maps its table by fd has a ring part in one piece: it sees no host
-   addresses that would make two regions one. */
+/* Whether a back-end that does not go by host addresses has a ring part in its table; by fd, in one
+   piece. */
 static vhost_why vhosti_check_reach(const vhost_device *device, const vhost_table *table,
                                     const vhost_mapping *mapping)
 {
@@ -2946,7 +2968,7 @@ static void vhosti_take_answer(const vhost_device *device, vhost_queue *queue)
     position->state = VHOST_POSITION_CERTAIN;
     position->avail = (uint16_t)(queue->base.value & 0xffff);
     position->used = vhosti_is_packed(device) ? (uint16_t)(queue->base.value >> 16)
-                                              : vhosti_used_index(device, queue);
+                                              : vhosti_ring_index(device, queue, VHOST_USED);
     position->used_certain = position->used == position->avail;
 }
 
@@ -2956,7 +2978,7 @@ static bool vhosti_recall_position(const vhost_device *device, vhost_queue *queu
     uint32_t index = (uint32_t)(queue - device->queues);
     if (device->ops->recall_base == NULL || queue->misled)
         return false;
-    queue->base.value = vhosti_is_packed(device) ? 0 : vhosti_used_index(device, queue);
+    queue->base.value = vhosti_is_packed(device) ? 0 : vhosti_ring_index(device, queue, VHOST_USED);
     return device->ops->recall_base(device->backend, index, &queue->base) == 1 &&
            vhosti_is_position(device, queue, queue->base.value);
 }
@@ -2969,22 +2991,39 @@ static bool vhosti_is_answer(const vhost_device *device, const vhost_queue *queu
     if (!vhosti_is_position(device, queue, value))
         return false;
     return vhosti_is_packed(device) ||
-           (uint16_t)(value - vhosti_used_index(device, queue)) <= queue->size;
+           (uint16_t)(value - vhosti_ring_index(device, queue, VHOST_USED)) <= queue->size;
 }
 
 /* The back-end did not say where it stands. In a split ring all that was used was taken before; the
-   converse holds only where buffers are used in order. A packed ring does not tell at all: its
-   position stays that of the start. */
-static void vhosti_guess_position(const vhost_device *device, vhost_queue *queue)
+   converse holds only where buffers are used in order, or if nothing is left to be used. */
+static void vhosti_guess_split(const vhost_device *device, vhost_queue *queue)
 {
     vhost_position *position = &queue->position;
-    bool packed = vhosti_is_packed(device);
-    bool in_order = vhosti_has(device, VHOST_FEATURE_IN_ORDER);
+    uint16_t used = vhosti_ring_index(device, queue, VHOST_USED);
+    bool idle = !queue->misled && used == vhosti_ring_index(device, queue, VHOST_AVAIL);
+    bool certain = idle || vhosti_has(device, VHOST_FEATURE_IN_ORDER);
+    position->avail = position->used = used;
+    position->state = certain ? VHOST_POSITION_CERTAIN : VHOST_POSITION_GUESSED;
+    position->used_certain = idle;
+}
+
+/* A packed ring does not tell at all: its position stays that of the start. */
+static void vhosti_guess_packed(const vhost_device *device, vhost_queue *queue)
+{
+    vhost_position *position = &queue->position;
     uint32_t start = vhosti_encode_position(device, position);
-    position->avail = packed ? (uint16_t)(start & 0xffff) : vhosti_used_index(device, queue);
-    position->used = packed ? (uint16_t)(start >> 16) : position->avail;
-    position->state = !packed && in_order ? VHOST_POSITION_CERTAIN : VHOST_POSITION_GUESSED;
+    position->avail = (uint16_t)(start & 0xffff);
+    position->used = (uint16_t)(start >> 16);
+    position->state = VHOST_POSITION_GUESSED;
     position->used_certain = false;
+}
+
+static void vhosti_guess_position(const vhost_device *device, vhost_queue *queue)
+{
+    if (vhosti_is_packed(device))
+        vhosti_guess_packed(device, queue);
+    else
+        vhosti_guess_split(device, queue);
 }
 
 /* ---- start and stop of one ring: all submits (V1, V2, V5) ---- */
@@ -3865,6 +3904,10 @@ static int vhosti_check_queue_call(vhost_device *device, uint32_t index, const c
 {
     if (device->state != VHOST_STATE_RUNNING)
         return vhosti_wrong_state(device, call);
+    if (device->facts.queues_together)
+        return VHOSTI_FAIL(device, -ENOTSUP, VHOST_WHY_NOT_SUPPORTED, VHOST_OP_NONE, (int)index,
+                           "%s: all queues of %s start and stop together", call,
+                           device->facts.name);
     return vhosti_check_call(device, index, call);
 }
 

@@ -466,13 +466,23 @@ void fixture_break(fixture *f, unsigned d)
     f->broken[d] = 0;
 }
 
+static void put_index(vhost_vm *vm, uint64_t part, uint16_t index)
+{
+    vhost_extent extent = {0};
+    if (vhost_memory_find(vm, part, &extent) == 0) {
+        ((unsigned char *)extent.host)[2] = (unsigned char)index;
+        ((unsigned char *)extent.host)[3] = (unsigned char)(index >> 8);
+    }
+}
+
 void fixture_put_used(vhost_vm *vm, const vhost_queue *queue, uint16_t index)
 {
-    vhost_extent used = {0};
-    if (vhost_memory_find(vm, queue->used, &used) == 0) {
-        ((unsigned char *)used.host)[2] = (unsigned char)index;
-        ((unsigned char *)used.host)[3] = (unsigned char)(index >> 8);
-    }
+    put_index(vm, queue->used, index);
+}
+
+void fixture_put_available(vhost_vm *vm, const vhost_queue *queue, uint16_t index)
+{
+    put_index(vm, queue->avail, index);
 }
 
 void fixture_set_used(fixture *f, unsigned d, unsigned queue, uint16_t index)

@@ -154,6 +154,7 @@ void fixture_break(fixture *f, unsigned d);
 
 /* The guest's used index, of a little-endian split ring; _set_used: of one in the section `low`. */
 void fixture_put_used(vhost_vm *vm, const vhost_queue *queue, uint16_t index);
+void fixture_put_available(vhost_vm *vm, const vhost_queue *queue, uint16_t index);
 void fixture_set_used(fixture *f, unsigned d, unsigned queue, uint16_t index);
 
 /* Maps by the VM's map, keeps books, and may fail or map short. */

@@ -82,9 +82,9 @@ TEST memory_without_an_fd_is_kept_from_other_processes(fixture *f)
         ASSERT_OK(attach(f, (vhost_profile)profile));
         f->trace_count = 0;
         ASSERT_OK(fixture_map(f, sections, 2));
-        bool by_host = profile == VHOST_PROFILE_BY_HOST;
-        ASSERT_UINT(by_host ? 2 : 1, vhost_device_table(&f->device[0])->count);
-        ASSERT_UINT(by_host ? 0 : 1, count_traces(f, VHOST_TRACE_SECTION_REJECTED));
+        bool by_fd = profile == VHOST_PROFILE_BY_FD || profile == VHOST_PROFILE_SLOTS;
+        ASSERT_UINT(by_fd ? 1 : 2, vhost_device_table(&f->device[0])->count);
+        ASSERT_UINT(by_fd ? 1 : 0, count_traces(f, VHOST_TRACE_SECTION_REJECTED));
         CHECK_CALL(fixture_renew(f));
     }
     PASS();
@@ -98,7 +98,8 @@ TEST private_memory_is_kept_from_other_processes(fixture *f)
         vhost_section section = section_of(&own, 0, MIB, 0);
         ASSERT_OK(attach(f, (vhost_profile)profile));
         ASSERT_OK(fixture_map(f, &section, 1));
-        ASSERT_UINT(profile == VHOST_PROFILE_BY_HOST, vhost_device_table(&f->device[0])->count);
+        bool by_fd = profile == VHOST_PROFILE_BY_FD || profile == VHOST_PROFILE_SLOTS;
+        ASSERT_UINT(by_fd ? 0 : 1, vhost_device_table(&f->device[0])->count);
         CHECK_CALL(fixture_renew(f));
     }
     PASS();

@@ -22,6 +22,7 @@ SUITE_EXTERN(life_suite);
 SUITE_EXTERN(recover_suite);
 SUITE_EXTERN(by_fd_suite);
 SUITE_EXTERN(slots_suite);
+SUITE_EXTERN(maps_suite);
 SUITE_EXTERN(no_posix_suite);
 SUITE_EXTERN(user_backend_suite);
 SUITE_EXTERN(user_open_suite);
@@ -62,6 +63,7 @@ int main(int argc, char **argv)
     RUN_SUITE(recover_suite);
     RUN_SUITE(by_fd_suite);
     RUN_SUITE(slots_suite);
+    RUN_SUITE(maps_suite);
     RUN_SUITE(no_posix_suite);
     RUN_SUITE(user_backend_suite);
     RUN_SUITE(user_open_suite);

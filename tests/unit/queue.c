@@ -606,6 +606,7 @@ static enum greatest_test_res nonsense_is_a_guess(fixture *f, uint32_t base)
 {
     ASSERT_OK(vhost_device_start(&f->device[0]));
     f->mock[0].rings[1].position = base;
+    fixture_put_available(&f->vm, &f->queue[0][1], 1);
     unsigned notes = f->notes;
     ASSERT_OK(vhost_device_stop(&f->device[0]));
     ASSERT_INT(VHOST_POSITION_GUESSED, f->queue[0][1].position.state);
@@ -619,6 +620,22 @@ TEST a_split_position_of_more_than_16_bits_is_a_guess(fixture *f)
 {
     ASSERT_OK(stopped_with(f, 0));
     return nonsense_is_a_guess(f, 0x10000);
+}
+
+/* All that was available is used: there is nothing that the back-end can have taken and lost. */
+TEST an_idle_split_ring_tells_its_position_itself(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    f->mock[0].rings[1].position = 0x10000; /* no answer */
+    fixture_put_available(&f->vm, &f->queue[0][1], 0xfffe);
+    fixture_put_used(&f->vm, &f->queue[0][1], 0xfffe);
+    unsigned notes = f->notes;
+    ASSERT_OK(vhost_device_stop(&f->device[0]));
+    CHECK_CALL(position_is(&f->queue[0][1].position, VHOST_POSITION_CERTAIN, 0xfffe));
+    ASSERT(f->queue[0][1].position.used_certain);
+    ASSERT_UINT(notes, f->notes);
+    PASS();
 }
 
 TEST a_packed_position_outside_of_the_ring_is_a_guess(fixture *f)
@@ -1252,6 +1269,7 @@ static void run_positions(void)
     RUN_BOTH(a_position_that_the_ring_belies_is_a_guess);
     RUN_BOTH(stop_of_a_packed_ring_gives_both_positions);
     RUN_BOTH(a_split_position_of_more_than_16_bits_is_a_guess);
+    RUN_BOTH(an_idle_split_ring_tells_its_position_itself);
     RUN_BOTH(a_packed_position_outside_of_the_ring_is_a_guess);
     RUN_BOTH(a_position_in_no_known_state_is_refused);
     RUN_BOTH(a_packed_position_outside_of_the_ring_is_refused);

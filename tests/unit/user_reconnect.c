@@ -228,6 +228,7 @@ TEST a_guess_is_told_once_and_waits_for_word(peer_bench *b)
     ASSERT_OK(vhost_user_connect(&b->user, "/somewhere", &b->options));
     ASSERT_OK(peer_attach(b, 1)); /* without IN_ORDER, and without a record */
     ASSERT_OK(vhost_device_start(&b->device));
+    fixture_put_available(&b->f->vm, &b->queue[0], 1);
     ASSERT_LOST(b, die(b), -EINVAL, VHOST_WHY_POSITION_GUESSED);
     ASSERT_INT(-1, vhost_user_timeout(&b->user));
     pass_time(b, 1000);

@@ -319,6 +319,7 @@ TEST a_position_that_cannot_be_is_a_guess(peer_bench *b)
 {
     ASSERT_OK(peer_running(b, 1));
     b->peer.base[0] = 0x10000;
+    fixture_put_available(&b->f->vm, &b->queue[0], 1);
     ASSERT_OK(vhost_device_stop(&b->device));
     ASSERT_INT(VHOST_POSITION_GUESSED, b->queue[0].position.state);
     PASS();
