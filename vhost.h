@@ -1892,17 +1892,21 @@ static uint64_t vhosti_page_behind(const struct vhosti_section *section)
     return (0 - end) & (section->backing->page_size - 1);
 }
 
+/* Growth is one more slot, or map: what is there stays as it is. */
+static bool vhosti_keeps_apart(vhost_profile profile)
+{
+    return profile == VHOST_PROFILE_SLOTS || profile == VHOST_PROFILE_MAPS;
+}
+
 /* Whether section i continues the region of the section before it (M7, M8). By fd, a hole may be
-   between the two if rounding closes it: nothing else is there. Slots and maps stay apart, so that
-   growth is one more of them. */
+   between the two if rounding closes it: nothing else is there. */
 static bool vhosti_joins(const vhosti_map *map, uint32_t i, vhost_profile profile)
 {
     const struct vhosti_section *before = &map->sections[i - 1], *next = &map->sections[i];
     uint64_t hole = next->gpa - vhosti_last(before) - 1;
     if (((before->flags | next->flags) & VHOST_SECTION_UNMERGEABLE) != 0 ||
-        profile == VHOST_PROFILE_SLOTS || profile == VHOST_PROFILE_MAPS ||
-        !vhosti_is_for(before, profile) || next->backing != before->backing ||
-        !vhosti_same_distance(before, next))
+        vhosti_keeps_apart(profile) || !vhosti_is_for(before, profile) ||
+        next->backing != before->backing || !vhosti_same_distance(before, next))
         return false;
     return hole == 0 || (profile == VHOST_PROFILE_BY_FD &&
                          vhosti_page_behind(before) + vhosti_page_before(next) >= hole);
