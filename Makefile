@@ -14,10 +14,16 @@ JOBS = $(shell nproc)
 HEADERS = $(wildcard vhost*.h)
 INCLUDES = -I. -Itests/support -Iexamples/common
 TALLY = tests/support/tally.sh
-# A program names what it needs in a comment: "vm-modules: vhost_net tun" are kernel modules, and
-# "backends: blk net" are real vhost-user back-ends.
-named = $(shell sed -n 's/.*$(1): *\([a-z0-9_ ]*[a-z0-9_]\).*/\1/p' $(2))
+# A program names what it needs in comments, each on a line of its own: "vm-modules: vhost_net tun"
+# are kernel modules, "vm-programs: vdpa" are programs beside it in the virtual machine,
+# "vm-kernels: 6.12" are the kernels it runs on (all, if it does not say), and "backends: blk net"
+# are real vhost-user back-ends.
+named = $(shell sed -n 's/.*$(1): *\([a-z0-9_. -]*[a-z0-9_]\).*/\1/p' $(2))
 modules = $(call named,vm-modules,$(1))
+vm = tests/support/vm.sh -p "$(call named,vm-programs,$(2))" $(1) "$(call modules,$(2))"
+kernels = $(or $(call named,vm-kernels,$(1)),$(KERNELS))
+# Those of the programs $(3), in folder $(2), that run on kernel $(1).
+on = $(foreach p,$(3),$(if $(filter $(1),$(call kernels,$(2)/$(p).c)),$(p)))
 backends = $(call named,backends,$(1))
 have = $(shell command -v $(1))
 
@@ -41,11 +47,11 @@ demo-vm: build/examples/vhost_net ## run it on real Linux kernels, each in a vir
 .PHONY: $(KERNELS:%=demo-vm-%)
 $(KERNELS:%=demo-vm-%): demo-vm-%:
 	@echo "---- Linux $* ----"
-	@tests/support/vm.sh $* "$(call modules,examples/vhost_net.c)" build/examples/vhost_net kernel
+	@$(call vm,$*,examples/vhost_net.c) build/examples/vhost_net kernel
 
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
-	@tests/support/setup.sh greatest c++ clang valgrind vm backends || [ $$? -eq 77 ]
+	@tests/support/setup.sh greatest c++ clang valgrind vm vdpa backends || [ $$? -eq 77 ]
 	@$(call run,build-unit build hygiene unit examples real)
 
 .PHONY: test-unit
@@ -55,7 +61,7 @@ test-unit: ## the unit tests alone (needs a C compiler and greatest.h)
 
 .PHONY: test-real
 test-real: ## the tests on real Linux kernels and with real vhost-user back-ends alone
-	@tests/support/setup.sh greatest vm backends || [ $$? -eq 77 ]
+	@tests/support/setup.sh greatest vm vdpa backends || [ $$? -eq 77 ]
 	@$(call run,build real)
 
 .PHONY: test-mutants
@@ -167,14 +173,16 @@ $(EXAMPLES:%=example-%): example-%:
 # What runs on one of the kernels: the tests made for it, and the examples that name modules. Told
 # "kernel", an example may not fall back to a simulation.
 define kernel_lane
-.PHONY: $(REAL_VM:%=real-$(1)-%) $(EXAMPLES_VM:%=example-$(1)-%)
-lane-real: $(REAL_VM:%=real-$(1)-%) $(EXAMPLES_VM:%=example-$(1)-%)
-$(REAL_VM:%=real-$(1)-%): real-$(1)-%:
+REAL_$(1) := $(patsubst %,real-$(1)-%,$(call on,$(1),tests/real,$(REAL_VM)))
+EXAMPLES_$(1) := $(patsubst %,example-$(1)-%,$(call on,$(1),examples,$(EXAMPLES_VM)))
+.PHONY: $$(REAL_$(1)) $$(EXAMPLES_$(1))
+lane-real: $$(REAL_$(1)) $$(EXAMPLES_$(1))
+$$(REAL_$(1)): real-$(1)-%:
 	@$(TALLY) suite "$$* on Linux $(1)" \
-	    tests/support/vm.sh $(1) "$$(call modules,tests/real/$$*.c)" build/real/$$* -v
-$(EXAMPLES_VM:%=example-$(1)-%): example-$(1)-%:
+	    $$(call vm,$(1),tests/real/$$*.c) build/real/$$* -v
+$$(EXAMPLES_$(1)): example-$(1)-%:
 	@$(TALLY) program "example $$* on Linux $(1)" \
-	    tests/support/vm.sh $(1) "$$(call modules,examples/$$*.c)" build/examples/$$* kernel
+	    $$(call vm,$(1),examples/$$*.c) build/examples/$$* kernel
 endef
 .PHONY: lane-real
 lane-real:
@@ -244,7 +252,7 @@ build/shim/%.so: build/cc/tests/support/shim/%.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -shared $^ -o $@ -ldl -pthread
 build/cc/tests/support/shim/%.o: CFLAGS += -fPIC
-build/real/vhost_user_blk: | build/shim/wire_shim.so
+build/real/vhost_user_blk build/real/vhost_user_net: | build/shim/wire_shim.so
 
 # Objects are kept, and made again when a header they include is newer.
 .SECONDARY:

@@ -66,7 +66,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       vhost_queue_init(&queues[0]);
       vhost_queue_init(&queues[1]);
       vhost_device dev;
-      vhost_device_init(&dev, &vm, vhost_kernel_ops(), &net, queues, 2, NULL);
+      vhost_device_init(&dev, &vm, vhost_kernel_ops(&net), &net, queues, 2, NULL);
 
       vhost_features offer = vhost_device_offer(&dev, mine);     show these to the driver
       vhost_device_ack(&dev, accepted);                          what the driver took
@@ -159,7 +159,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       FEATURES_OK                 vhost_device_ack; if it fails, leave FEATURES_OK clear
       DRIVER_OK                   fill the queues, bind kick notifiers, vhost_device_start;
                                   if it fails, set NEEDS_RESET
-      queue_reset = 1             vhost_queue_stop, then unbind its kick notifier
+      queue_reset = 1             vhost_queue_stop, then unbind its kick notifier (but not where
+                                  facts.queues_together: offer no VIRTIO_F_RING_RESET there)
       queue_enable = 1 (running)  fill the queue, bind its kick notifier, vhost_queue_start
       MSI-X vector masked         vhost_queue_mask; unmasked: vhost_queue_unmask
       (VM paused, resumed)        vhost_device_stop, vhost_device_start
@@ -184,7 +185,8 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    where there is nothing else, and as far as the backing reaches. Where that is not possible (a PC
    has ROM in its first MiB) the exact edge goes out, and the back-end has to cope. Back-ends with
    memory slots get each section as a region of its own, so that growth takes one slot; where a
-   region changes, their rings are stopped for the moment in which it is gone.
+   region changes, their rings are stopped for the moment in which it is gone. vDPA devices, which
+   see guest physical addresses, get each section as a map of its own (vhost_kernel.h, chapter 5).
 
    A section that overlaps the one before it is an error, unless it is the same memory at the same
    place: then both are one. After a failed add the transaction can only be aborted: a commit fails,
@@ -220,10 +222,10 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    After stop it is CERTAIN if the back-end said it. If it did not, or the ring belies it, it is
    still CERTAIN by what the back-end's requests in flight left on record, if there is a record, or,
    in a split ring, by its used index, if all that was available is used or if buffers are used in
-   order (VIRTIO_F_IN_ORDER); any other is GUESSED: buffers may be lost, or be done twice. (The guess is the used index: all that was
-   available and not yet used is done again.) Then reset the device, or, knowing the device, take
-   the guess by setting CERTAIN. The driver's view of what was signalled (signalled_used, of event
-   indexes) is void after any stop: recompute it.
+   order (VIRTIO_F_IN_ORDER); any other is GUESSED: buffers may be lost, or be done twice. (The
+   guess is the used index: all that was available and not yet used is done again.) Then reset the
+   device, or, knowing the device, take the guess by setting CERTAIN. The driver's view of what was
+   signalled (signalled_used, of event indexes) is void after any stop: recompute it.
    Without used_certain, buffers between position.used and position.avail are still in flight,
    though the back-end should have waited for them: only this back-end, or a record of requests in
    flight, can finish them. Do not migrate, nor take its memory away, before they are used.
@@ -425,8 +427,8 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_KERNEL_STUCK, "the vhost fd keeps its IOTLB until it is closed")                   \
     X(VHOST_WHY_KERNEL_CID, "another vhost-vsock device has this guest CID")                       \
     X(VHOST_WHY_KERNEL_TARGET, "no such SCSI target, or it is in use")                             \
-    X(VHOST_WHY_KERNEL_FEATURES, "the vDPA device did not accept the features")                    \
-    X(VHOST_WHY_KERNEL_MEMLOCK, "no memory, or more than RLIMIT_MEMLOCK lets the process lock")    \
+    X(VHOST_WHY_KERNEL_STATUS, "the vDPA device did not take this step")                           \
+    X(VHOST_WHY_KERNEL_MEMLOCK, "the kernel could not map or lock it (see RLIMIT_MEMLOCK)")        \
     X(VHOST_WHY_KERNEL_IOVA, "guest memory that the vDPA device cannot address")                   \
     X(VHOST_WHY_KERNEL_REMAP, "memory changed in place, and the vDPA device cannot pause")         \
     X(VHOST_WHY_USER_CONNECT, "no connection to the vhost-user back-end")                          \

@@ -12,30 +12,30 @@
              make demo-vm: on real kernels, in virtual machines.
              vhost_net kernel, vhost_net simulated: on this and nothing else.
    expected  Eight numbered steps, each with what was found, and as the last line
-             demo: ok (/dev/vhost-net, Linux 6.12.117)
-             Exit status 0 only if all of it held; else the last line is demo: FAILED (what), and 1.
+             vhost_net: ok (/dev/vhost-net, Linux 6.12.117)
+             Exit status 0 only if all of it held; else 1, and vhost_net: FAILED (what).
 
    The VM of make demo-vm loads    vm-modules: vhost_net tun */
 #define _GNU_SOURCE
 #define VHOST_IMPLEMENTATION
 #include "vhost_kernel.h"
 
+#include "common/clock.h"
 #include "common/frames.h"
 #include "common/net_driver.h"
 #include "common/page_map.h"
+#include "common/report.h"
 #include "common/tap.h"
 #include "memory_backend.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/utsname.h>
-#include <time.h>
 #include <unistd.h>
 
 /* ---- the stage ------------------------------------------------------------------------------- */
@@ -82,35 +82,11 @@ typedef struct demo {
     int traced_queue;     /* the last one, */
     int column;           /* and where its line ends */
 
-    char message[sizeof((vhost_error *)0)->text]; /* the library's last complaint */
-    char failure[240];                            /* the first one of ours; empty: none */
+    report report;
 } demo;
 
-__attribute__((format(printf, 2, 3))) static bool fail(demo *d, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    if (d->failure[0] == '\0')
-        vsnprintf(d->failure, sizeof d->failure, format, arguments);
-    va_end(arguments);
-    return false;
-}
-
-/* Every call of vhost.h that can fail goes through this. */
-#define TRY(d, call) succeeded(d, call, #call)
-
-static bool succeeded(demo *d, int code, const char *call)
-{
-    return code >= 0 ||
-           fail(d, "%s: %s", call, d->message[0] != '\0' ? d->message : strerror(-code));
-}
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
+#define FAIL(...) report_fail(&d->report, __VA_ARGS__)
+#define TRY(call) REPORT_TRY(&d->report, call)
 
 /* 1234567 as 1,234,567. */
 static const char *number(uint64_t value, char text[32])
@@ -134,19 +110,21 @@ static void on_message(vhost_level level, const vhost_error *what, const vhost_d
     demo *d = user;
     (void)device;
     if (level == VHOST_LEVEL_ERROR)
-        snprintf(d->message, sizeof d->message, "%s", what->text);
+        snprintf(d->report.message, sizeof d->report.message, "%s", what->text);
     fprintf(stderr, "vhost.h, %s: %s\n", level == VHOST_LEVEL_ERROR ? "error" : "note", what->text);
 }
 
 static void on_queue_error(vhost_device *device, uint32_t queue, void *user)
 {
+    demo *d = user;
     (void)device;
-    fail(user, "the back-end found queue %u broken", (unsigned)queue);
+    FAIL("the back-end found queue %u broken", (unsigned)queue);
 }
 
 static void on_broken(vhost_device *device, void *user)
 {
-    fail(user, "the device broke: %s", device->last_error.text);
+    demo *d = user;
+    FAIL("the device broke: %s", device->last_error.text);
 }
 
 /* ---- 1. guest memory ------------------------------------------------------------------------- */
@@ -175,7 +153,7 @@ static bool allocate_memory(demo *d)
     for (int i = 0; i < BACKINGS; i++) {
         void *host = NULL;
         if (posix_memalign(&host, 4096, (size_t)sizes[i]) != 0)
-            return fail(d, "no memory for a guest");
+            return FAIL("no memory for a guest");
         memset(host, 0, (size_t)sizes[i]);
         vhost_backing_init(&d->backings[i], host, sizes[i], -1, 0);
     }
@@ -184,15 +162,15 @@ static bool allocate_memory(demo *d)
 
 static bool map_memory(demo *d)
 {
-    bool good = allocate_memory(d) && TRY(d, vhost_memory_begin(&d->vm));
+    bool good = allocate_memory(d) && TRY(vhost_memory_begin(&d->vm));
     for (int i = 0; good && i < SECTIONS; i++) {
         vhost_section section;
         vhost_section_init(&section, layout[i].gpa, layout[i].size, &d->backings[layout[i].backing],
                            layout[i].offset);
         section.flags = layout[i].flags;
-        good = TRY(d, vhost_memory_add(&d->vm, &section));
+        good = TRY(vhost_memory_add(&d->vm, &section));
     }
-    return good && TRY(d, vhost_memory_commit(&d->vm));
+    return good && TRY(vhost_memory_commit(&d->vm));
 }
 
 static void note_verdict(demo *d, const vhost_trace *trace)
@@ -206,11 +184,11 @@ static void note_verdict(demo *d, const vhost_trace *trace)
 static bool show_memory(demo *d)
 {
     int regions = 0;
-    printf("1. guest memory, and what of it the back-end gets\n");
+    report_step(&d->report, "guest memory, and what of it the back-end gets");
     for (int i = 0; i < SECTIONS; i++) {
         uint64_t last = layout[i].gpa + layout[i].size - 1;
         vhost_extent extent = {0};
-        TRY(d, vhost_memory_find(&d->vm, layout[i].gpa, &extent));
+        TRY(vhost_memory_find(&d->vm, layout[i].gpa, &extent));
         printf("   %08llx-%08llx %5llu KiB  %-14s  ", (unsigned long long)layout[i].gpa,
                (unsigned long long)last, (unsigned long long)(layout[i].size / KIB),
                layout[i].what);
@@ -223,7 +201,7 @@ static bool show_memory(demo *d)
         else
             printf("none: its writes are watched\n");
     }
-    return regions == 2 || fail(d, "the memory table has %d regions, not 2", regions);
+    return regions == 2 || FAIL("the memory table has %d regions, not 2", regions);
 }
 
 /* ---- 2. features ----------------------------------------------------------------------------- */
@@ -286,11 +264,11 @@ static bool agree_on_features(demo *d)
         if (features[i].known && vhost_features_test(&offer, features[i].bit))
             vhost_features_set(&accepted, features[i].bit);
 
-    printf("\n2. features\n");
+    report_step(&d->report, "features");
     show_features(&d->device.facts.offered, &mine, &offer, &accepted);
     if (!vhost_features_test(&accepted, VHOST_FEATURE_VERSION_1))
-        return fail(d, "VERSION_1 is not offered");
-    return TRY(d, vhost_device_ack(&d->device, accepted));
+        return FAIL("VERSION_1 is not offered");
+    return TRY(vhost_device_ack(&d->device, accepted));
 }
 
 /* ---- 3. start -------------------------------------------------------------------------------- */
@@ -353,7 +331,7 @@ static bool load_driver(demo *d)
         .buffers = {8 * MIB - 256 * KIB, 2 * MIB},
         .header = 4 * KIB,
     };
-    return TRY(d, net_driver_open(&d->driver, d->backings[RAM].host, &where));
+    return TRY(net_driver_open(&d->driver, d->backings[RAM].host, &where));
 }
 
 /* The driver has written the addresses of its rings to the device's registers. */
@@ -376,9 +354,9 @@ static bool start(demo *d)
     if (!load_driver(d))
         return false;
     fill_queues(d);
-    printf("\n3. start: what the back-end is told\n");
+    report_step(&d->report, "start: what the back-end is told");
     show_calls(d, true);
-    bool good = TRY(d, vhost_device_start(&d->device));
+    bool good = TRY(vhost_device_start(&d->device));
     show_calls(d, false);
     return good;
 }
@@ -408,9 +386,9 @@ static void take_numbered(demo *d, side *at, const frame *got, uint32_t found)
     frame expected;
     frame_numbered(&expected, &at->peer->me, &at->me, found, got->size);
     if (!frame_equal(got, &expected))
-        fail(d, "frame %u came damaged", (unsigned)found);
+        FAIL("frame %u came damaged", (unsigned)found);
     else if (found != at->received + 1)
-        fail(d, "frame %u came after frame %u", (unsigned)found, (unsigned)at->received);
+        FAIL("frame %u came after frame %u", (unsigned)found, (unsigned)at->received);
     else
         at->received++;
 }
@@ -440,7 +418,7 @@ static void guest_interrupt(demo *d, int queue)
     while (queue == NET_RECEIVE && net_driver_receive(&d->driver, &got))
         take_frame(d, &d->guest, &got);
     if (d->driver.fault != NULL)
-        fail(d, "%s", d->driver.fault);
+        FAIL("%s", d->driver.fault);
 }
 
 static void host_receive(demo *d)
@@ -468,7 +446,7 @@ static bool turn(demo *d, int milliseconds)
     int fds[ALL - DEVICE];
     uint32_t count = vhost_device_poll_fds(&d->device, fds, ALL - DEVICE);
     if (count > ALL - DEVICE)
-        return fail(d, "%u fds to poll", (unsigned)count);
+        return FAIL("%u fds to poll", (unsigned)count);
     for (uint32_t i = 0; i < count; i++)
         polled[DEVICE + i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
     net_driver_kick(&d->driver);
@@ -482,8 +460,8 @@ static bool turn(demo *d, int milliseconds)
         host_receive(d);
     for (uint32_t i = 0; i < count; i++)
         if (polled[DEVICE + i].revents != 0)
-            TRY(d, vhost_device_process(&d->device));
-    return d->failure[0] == '\0';
+            TRY(vhost_device_process(&d->device));
+    return d->report.failure[0] == '\0';
 }
 
 /* ---- 4. and 5. questions and answers --------------------------------------------------------- */
@@ -493,13 +471,13 @@ static bool turn(demo *d, int milliseconds)
 /* Sends a question, and waits for an answer that is right in every byte. */
 static bool ask(demo *d, side *from, const frame *question, const char *what)
 {
-    double end = seconds() + PATIENCE;
+    double end = clock_now() + PATIENCE;
     from->came = false;
     if (!frame_answer(&from->awaited, question, &from->peer->me) || !send_frame(d, from, question))
-        return fail(d, "%s could not be asked", what);
-    while (!from->came && seconds() < end && turn(d, 20)) {
+        return FAIL("%s could not be asked", what);
+    while (!from->came && clock_now() < end && turn(d, 20)) {
     }
-    return from->came || fail(d, "no right answer to %s", what);
+    return from->came || FAIL("no right answer to %s", what);
 }
 
 static void show_mac(const uint8_t mac[6])
@@ -530,14 +508,14 @@ static bool ask_all(demo *d, side *from)
 
 static bool guest_asks(demo *d)
 {
-    printf("\n4. the guest asks, the host's %s answers\n",
-           d->simulated ? "stand-in" : "own kernel");
+    report_step(&d->report, "the guest asks, the host's %s answers",
+                d->simulated ? "stand-in" : "own kernel");
     return ask_all(d, &d->guest);
 }
 
 static bool host_asks(demo *d)
 {
-    printf("\n5. the host asks, the guest answers\n");
+    report_step(&d->report, "the host asks, the guest answers");
     return ask_all(d, &d->host);
 }
 
@@ -548,12 +526,12 @@ static bool host_asks(demo *d)
 /* Waits until all numbered frames have come to both. */
 static bool settle(demo *d)
 {
-    double end = seconds() + PATIENCE;
+    double end = clock_now() + PATIENCE;
     while (d->guest.received != d->host.sent || d->host.received != d->guest.sent) {
         if (!turn(d, 20))
             return false;
-        if (seconds() > end) {
-            return fail(d, "lost: guest %u of %u frames, host %u of %u", d->guest.received,
+        if (clock_now() > end) {
+            return FAIL("lost: guest %u of %u frames, host %u of %u", d->guest.received,
                         d->host.sent, d->host.received, d->guest.sent);
         }
     }
@@ -570,9 +548,9 @@ static void count_from_zero(demo *d)
 static bool flood(demo *d, side *from)
 {
     char texts[4][32];
-    double begin = seconds(), time;
+    double begin = clock_now(), time;
     count_from_zero(d);
-    while ((time = seconds() - begin) < 1.0) {
+    while ((time = clock_now() - begin) < 1.0) {
         while (from->sent - from->peer->received < IN_FLIGHT &&
                send_next_number(d, from, FRAME_MAX)) {
         }
@@ -581,7 +559,7 @@ static bool flood(demo *d, side *from)
     }
     if (!settle(d))
         return false;
-    time = seconds() - begin;
+    time = clock_now() - begin;
     double rate = from->sent / time;
     printf("   %s %9s packets/s %13s bytes/s  %s kicks, %s calls\n",
            from == &d->guest ? "guest to host" : "host to guest", number((uint64_t)rate, texts[0]),
@@ -592,7 +570,8 @@ static bool flood(demo *d, side *from)
 
 static bool measure(demo *d)
 {
-    printf("\n6. a second each way, in frames of %d bytes; every byte is checked\n", FRAME_MAX);
+    report_step(&d->report, "a second each way, in frames of %d bytes; every byte is checked",
+                FRAME_MAX);
     return flood(d, &d->guest) && flood(d, &d->host);
 }
 
@@ -613,8 +592,8 @@ static bool send_volley(demo *d)
 /* Goes on for a while: what should not come has time to come. */
 static bool linger(demo *d)
 {
-    double end = seconds() + 0.05;
-    while (seconds() < end)
+    double end = clock_now() + 0.05;
+    while (clock_now() < end)
         if (!turn(d, 10))
             return false;
     return true;
@@ -680,11 +659,11 @@ static bool take_log(demo *d, page_map *map, page_counts *counts)
     uint32_t before;
     do {
         before = progress(d);
-        if (!linger(d) || !TRY(d, vhost_log_sync(&d->vm, 0, RAM_SIZE, &sink)))
+        if (!linger(d) || !TRY(vhost_log_sync(&d->vm, 0, RAM_SIZE, &sink)))
             return false;
         wrong = compare(map, counts);
     } while (progress(d) != before);
-    return wrong == NULL || fail(d, "%s", wrong);
+    return wrong == NULL || FAIL("%s", wrong);
 }
 
 static bool log_traffic(demo *d, page_map *map)
@@ -694,7 +673,7 @@ static bool log_traffic(demo *d, page_map *map)
     printf("   %d frames each way; all guest memory, 16 pages a character:\n", 3 * VOLLEY);
     for (int i = 0; i < 3; i++) {
         if (!send_volley(d))
-            return fail(d, "no room for a volley of frames");
+            return FAIL("no room for a volley of frames");
         if (!settle(d))
             return false;
     }
@@ -707,7 +686,7 @@ static bool log_traffic(demo *d, page_map *map)
            counts.used + counts.receive, counts.used, counts.receive);
     printf("   (%u more were written by the guest: the hypervisor's own log has those)\n",
            counts.guest);
-    return (counts.used == 2 && counts.receive > 0) || fail(d, "pages are missing in the log");
+    return (counts.used == 2 && counts.receive > 0) || FAIL("pages are missing in the log");
 }
 
 static bool log_silence(demo *d, page_map *map)
@@ -720,22 +699,22 @@ static bool log_silence(demo *d, page_map *map)
     printf("   after that, no frames: %u pages dirty%s\n", counts.used + counts.receive,
            progress(d) != before ? ", by frames of others" : "");
     return progress(d) != before || counts.used + counts.receive == 0 ||
-           fail(d, "pages are dirty without a frame");
+           FAIL("pages are dirty without a frame");
 }
 
 static bool log_dirty_pages(demo *d)
 {
     static page_map map;
-    printf("\n7. dirty pages, as a migration needs them: what the back-end is told\n");
+    report_step(&d->report, "dirty pages, as a migration needs them: what the back-end is told");
     if (!page_map_open(&map, d->backings[RAM].host, RAM_SIZE))
-        return fail(d, "no memory for a copy of memory");
+        return FAIL("no memory for a copy of memory");
     name_pages(d, &map);
     show_calls(d, true);
-    bool good = TRY(d, vhost_log_start(&d->vm));
+    bool good = TRY(vhost_log_start(&d->vm));
     show_calls(d, false);
     good = good && log_traffic(d, &map) && log_silence(d, &map);
     page_map_close(&map);
-    return TRY(d, vhost_log_stop(&d->vm)) && good;
+    return TRY(vhost_log_stop(&d->vm)) && good;
 }
 
 /* ---- 8. stop, and start where it was --------------------------------------------------------- */
@@ -744,7 +723,7 @@ static bool log_dirty_pages(demo *d)
 static bool volley(demo *d, const char *when)
 {
     if (!send_volley(d))
-        return fail(d, "no room for a volley of frames %s", when);
+        return FAIL("no room for a volley of frames %s", when);
     printf("   frames %u to %u sent each way, %s\n", d->guest.sent - VOLLEY + 1, d->guest.sent,
            when);
     return true;
@@ -759,7 +738,7 @@ static bool show_positions(demo *d)
         printf("   queue %d (%s) is at position %u, %u buffers wait in its ring\n", i, names_of[i],
                position->avail, waiting);
         if (position->state != VHOST_POSITION_CERTAIN)
-            return fail(d, "the position of queue %d is not certain", i);
+            return FAIL("the position of queue %d is not certain", i);
     }
     return true;
 }
@@ -773,7 +752,7 @@ static bool stays_still(demo *d)
     for (int i = 0; i < 2; i++)
         if (split_ring_done(&d->driver.ring[i]) != before[i] ||
             before[i] != d->queues[i].position.avail)
-            return fail(d, "queue %d moved after the stop", i);
+            return FAIL("queue %d moved after the stop", i);
     printf("   nothing moves: the guest has %u of %u, the host %u of %u\n", d->guest.received,
            d->host.sent, d->host.received, d->guest.sent);
     return true;
@@ -782,20 +761,20 @@ static bool stays_still(demo *d)
 static bool restart(demo *d)
 {
     uint16_t saved[2] = {d->queues[0].position.avail, d->queues[1].position.avail};
-    if (!TRY(d, vhost_device_start(&d->device)))
+    if (!TRY(vhost_device_start(&d->device)))
         return false;
     printf("   started again; the back-end was told to go on at %lld and at %lld\n",
            (long long)d->told_base[0], (long long)d->told_base[1]);
     return (d->told_base[0] == saved[0] && d->told_base[1] == saved[1]) ||
-           fail(d, "started from other positions than those saved");
+           FAIL("started from other positions than those saved");
 }
 
 static bool stop_and_start(demo *d)
 {
-    printf("\n8. stop, and start from the saved positions\n");
+    report_step(&d->report, "stop, and start from the saved positions");
     count_from_zero(d);
     bool good = volley(d, "and stopped at once") && turn(d, 0) &&
-                TRY(d, vhost_device_stop(&d->device)) && show_positions(d) &&
+                TRY(vhost_device_stop(&d->device)) && show_positions(d) &&
                 volley(d, "with nobody to take them") && stays_still(d) && restart(d) &&
                 volley(d, "as before") && settle(d) && linger(d);
     if (good) {
@@ -826,7 +805,7 @@ static bool open_kernel(demo *d, const char *path)
 {
     d->host.me = d->tap.host;
     d->host_socket = d->tap.socket;
-    return TRY(d, vhost_kernel_net_open(&d->kernel, path, &d->tap.fd, 1, NULL));
+    return TRY(vhost_kernel_net_open(&d->kernel, path, &d->tap.fd, 1, NULL));
 }
 
 /* A back-end in this process, and a cable to a host that is no more than take_frame. */
@@ -834,7 +813,7 @@ static bool open_simulated(demo *d)
 {
     static const uint8_t mac[6] = {0x02, 0, 0, 0, 0, 0x01};
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, d->wire) != 0)
-        return fail(d, "socketpair: %s", strerror(errno));
+        return FAIL("socketpair: %s", strerror(errno));
     memcpy(d->host.me.mac, mac, sizeof mac);
     d->host.answers = true;
     d->host_socket = d->wire[1];
@@ -849,7 +828,7 @@ static bool open_backend(demo *d, const char *choice)
     char reason[200] = "as asked for";
     d->simulated = strcmp(choice, "simulated") == 0 || !find_kernel(d, path, reason, sizeof reason);
     if (d->simulated && strcmp(choice, "kernel") == 0)
-        return fail(d, "%s", reason);
+        return FAIL("%s", reason);
     if (!d->simulated) {
         printf("vhost.h %s drives %s, which drives the tap %s.\n\n", VHOST_VERSION_STRING, path,
                d->tap.name);
@@ -876,21 +855,22 @@ static bool set_up(demo *d, const char *choice)
     device.user = d;
     vhost_queue_init(&d->queues[0]);
     vhost_queue_init(&d->queues[1]);
-    if (!TRY(d, vhost_vm_init(&d->vm, &vm)) || !map_memory(d) || !open_backend(d, choice))
+    if (!TRY(vhost_vm_init(&d->vm, &vm)) || !map_memory(d) || !open_backend(d, choice))
         return false;
-    const vhost_backend_ops *ops = d->simulated ? memory_backend_ops() : vhost_kernel_ops();
+    const vhost_backend_ops *ops =
+        d->simulated ? memory_backend_ops() : vhost_kernel_ops(&d->kernel);
     void *backend = d->simulated ? (void *)&d->memory : (void *)&d->kernel;
-    return TRY(d, vhost_device_init(&d->device, &d->vm, ops, backend, d->queues, 2, &device));
+    return TRY(vhost_device_init(&d->device, &d->vm, ops, backend, d->queues, 2, &device));
 }
 
 /* Harmless for whatever was not set up. */
 static void tear_down(demo *d)
 {
-    TRY(d, vhost_device_stop(&d->device));
+    TRY(vhost_device_stop(&d->device));
     vhost_device_cleanup(&d->device);
     if (!d->simulated)
         vhost_kernel_close(&d->kernel);
-    TRY(d, vhost_vm_cleanup(&d->vm));
+    TRY(vhost_vm_cleanup(&d->vm));
     net_driver_close(&d->driver);
     tap_close(&d->tap);
     for (int i = 0; i < 2; i++)
@@ -903,29 +883,23 @@ static void tear_down(demo *d)
 static int verdict(const demo *d)
 {
     struct utsname system;
-    if (d->failure[0] != '\0') {
-        printf("\ndemo: FAILED (%s)\n", d->failure);
-        return 1;
-    }
-    if (d->simulated) {
-        printf("\ndemo: ok (simulated back-end; make demo-vm runs it on a real kernel)\n");
-    } else {
-        printf("\ndemo: ok (/dev/vhost-net, Linux %s)\n",
-               uname(&system) == 0 ? system.release : "of unknown version");
-    }
-    return 0;
+    if (d->simulated)
+        return report_end(&d->report, "simulated back-end; make demo-vm runs it on a real kernel");
+    return report_end(&d->report, "/dev/vhost-net, Linux %s",
+                      uname(&system) == 0 ? system.release : "of unknown version");
 }
 
 int main(int argc, char **argv)
 {
     static demo the_demo; /* fixed address: vhost.h never moves its objects, nor may we */
     demo *d = &the_demo;
+    d->report.program = "vhost_net";
     setvbuf(stdout, NULL, _IOLBF, 0);
     bool good = set_up(d, argc > 1 ? argv[1] : "");
     good = good && show_memory(d) && agree_on_features(d) && start(d);
     good = good && guest_asks(d) && host_asks(d) && measure(d) && log_dirty_pages(d) &&
            stop_and_start(d);
-    (void)good; /* the first failure is kept in d->failure */
+    (void)good; /* the first failure is kept in the report */
     tear_down(d);
     return verdict(d);
 }

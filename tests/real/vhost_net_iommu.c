@@ -92,7 +92,8 @@ static ptrdiff_t call_write(int fd, const void *bytes, size_t size, void *user)
     return count < 0 ? -errno : count;
 }
 
-static const vhost_kernel_calls calls = {call_open, call_close, call_ioctl, call_read, call_write};
+static const vhost_kernel_calls calls = {call_open,  call_close, call_ioctl, call_read,
+                                         call_write, NULL,       NULL};
 
 /* ---- the vIOMMU ----
 

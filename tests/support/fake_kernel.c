@@ -1,10 +1,16 @@
-#include "fake_kernel.h"
+#include "fake_vdpa.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-#define ACCESS_PLATFORM (UINT64_C(1) << VHOST_FEATURE_ACCESS_PLATFORM)
+#define get32    fake_get32
+#define get64    fake_get64
+#define put32    fake_put32
+#define put64    fake_put64
+#define complain fake_complain
+#define ring_of  fake_ring_of
+#define no_ring  fake_no_ring
 
 /* ---- numbers in arguments ---- */
 
@@ -20,27 +26,27 @@ uint64_t fake_kernel_number(const unsigned char *bytes, size_t size)
     return wide;
 }
 
-static uint32_t get32(const unsigned char *bytes, size_t at)
+uint32_t fake_get32(const unsigned char *bytes, size_t at)
 {
     return (uint32_t)fake_kernel_number(bytes + at, 4);
 }
 
-static uint64_t get64(const unsigned char *bytes, size_t at)
+uint64_t fake_get64(const unsigned char *bytes, size_t at)
 {
     return fake_kernel_number(bytes + at, 8);
 }
 
-static void put32(unsigned char *bytes, size_t at, uint32_t number)
+void fake_put32(unsigned char *bytes, size_t at, uint32_t number)
 {
     memcpy(bytes + at, &number, sizeof number);
 }
 
-static void put64(unsigned char *bytes, size_t at, uint64_t number)
+void fake_put64(unsigned char *bytes, size_t at, uint64_t number)
 {
     memcpy(bytes + at, &number, sizeof number);
 }
 
-static int complain(fake_kernel *self, fake_op op, const char *what, int error)
+int fake_complain(fake_kernel *self, fake_op op, const char *what, int error)
 {
     if (self->complaint[0] == '\0') {
         (void)snprintf(self->complaint, sizeof self->complaint, "%s: %s", fake_kernel_name(op),
@@ -49,9 +55,32 @@ static int complain(fake_kernel *self, fake_op op, const char *what, int error)
     return error;
 }
 
-/* ---- what each ioctl does: on one fd, which is open, and owned where that is needed ---- */
+/* ---- kinds of devices ---- */
 
-typedef int handler(fake_kernel *self, fake_fd *fd, unsigned char *argument);
+static const char *const paths[FAKE_KINDS] = {FAKE_PATH, FAKE_VSOCK_PATH, FAKE_SCSI_PATH,
+                                              FAKE_VDPA_PATH, FAKE_OTHER_PATH};
+
+static uint32_t rings_of(const fake_kernel *self, const fake_fd *fd)
+{
+    const uint32_t counts[FAKE_KINDS] = {2, 2, 8, self->vdpa.rings, 8};
+    return counts[fd->kind];
+}
+
+static bool ring_runs(const fake_fd *fd, const fake_ring *ring)
+{
+    return fd->running || ring->tap >= 0;
+}
+
+bool fake_kernel_runs(const fake_fd *fd)
+{
+    bool runs = fd->running;
+    for (int ring = 0; ring < FAKE_RINGS; ring++) {
+        runs |= fd->ring[ring].tap >= 0;
+    }
+    return runs;
+}
+
+/* ---- what each ioctl does: on one fd, which is open, and owned where that is needed ---- */
 
 static int set_owner(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
@@ -65,15 +94,22 @@ static int set_owner(fake_kernel *self, fake_fd *fd, unsigned char *argument)
     return 0;
 }
 
+void fake_reset_ring(fake_ring *ring)
+{
+    memset(ring, 0, sizeof *ring);
+    ring->tap = ring->kick = ring->call = ring->error = -1;
+}
+
 static void reset_fd(fake_fd *fd)
 {
     bool open = fd->open, patient = fd->patient;
+    fake_kind kind = fd->kind;
     memset(fd, 0, sizeof *fd);
     fd->open = open;
     fd->patient = patient;
+    fd->kind = kind;
     for (int ring = 0; ring < FAKE_RINGS; ring++) {
-        fd->ring[ring].tap = fd->ring[ring].kick = -1;
-        fd->ring[ring].call = fd->ring[ring].error = -1;
+        fake_reset_ring(&fd->ring[ring]);
     }
 }
 
@@ -87,10 +123,8 @@ static int set_patient(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 static int reset_owner(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
     (void)argument;
-    for (int ring = 0; ring < FAKE_RINGS; ring++) {
-        if (fd->ring[ring].tap >= 0) {
-            return complain(self, FAKE_RESET_OWNER, "a ring runs", -EBUSY);
-        }
+    if (fake_kernel_runs(fd)) {
+        return complain(self, FAKE_RESET_OWNER, "a ring runs", -EBUSY);
     }
     reset_fd(fd);
     return 0;
@@ -98,7 +132,16 @@ static int reset_owner(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 
 static uint64_t offered(const fake_kernel *self, const fake_fd *fd)
 {
-    return self->features[0] & ~self->lacks[fd - self->fds];
+    uint64_t all = fd->kind == FAKE_NET ? self->features[0] : self->offers[fd->kind].features;
+    return all & ~self->lacks[fd - self->fds];
+}
+
+static uint64_t backend_offered(const fake_kernel *self, const fake_fd *fd)
+{
+    if (fd->kind == FAKE_VDPA) {
+        return fake_vdpa_backend_features(self);
+    }
+    return fd->kind == FAKE_NET ? self->backend_features : self->offers[fd->kind].backend_features;
 }
 
 static int get_features(fake_kernel *self, fake_fd *fd, unsigned char *argument)
@@ -121,10 +164,14 @@ static int get_features_array(fake_kernel *self, fake_fd *fd, unsigned char *arg
 
 static int accept_features(fake_kernel *self, fake_fd *fd, uint64_t low, uint64_t high)
 {
+    if (fd->kind == FAKE_VDPA) {
+        return fake_vdpa_set_features(self, fd, low, offered(self, fd));
+    }
     bool has_iotlb = fd->sticks || (fd->features[0] & ACCESS_PLATFORM) != 0;
     if ((low & ~offered(self, fd)) != 0 || (high & ~self->features[1]) != 0) {
         return -EOPNOTSUPP;
     }
+    fd->tlb_maps = 0;
     fd->sticks = has_iotlb && (low & ACCESS_PLATFORM) == 0 && self->release <= FAKE_LINUX_6_1;
     fd->features[0] = low;
     fd->features[1] = high;
@@ -147,14 +194,14 @@ static int set_features_array(fake_kernel *self, fake_fd *fd, unsigned char *arg
 
 static int get_backend_features(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    put64(argument, 0, self->lacks[fd - self->fds] != 0 ? 0 : self->backend_features);
+    put64(argument, 0, self->lacks[fd - self->fds] != 0 ? 0 : backend_offered(self, fd));
     return 0;
 }
 
 static int set_backend_features(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
     uint64_t bits = get64(argument, 0);
-    if ((bits & ~self->backend_features) != 0) {
+    if ((bits & ~backend_offered(self, fd)) != 0) {
         return complain(self, FAKE_SET_BACKEND_FEATURES, "bits it does not have", -EOPNOTSUPP);
     }
     fd->backend_features = bits;
@@ -208,22 +255,34 @@ static int new_worker(fake_kernel *self, fake_fd *fd, unsigned char *argument)
     return 0;
 }
 
-/* ---- rings; their number is the first 4 bytes of each argument ---- */
-
-static fake_ring *ring_of(fake_fd *fd, const unsigned char *argument)
+static int free_worker(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    uint32_t index = get32(argument, 0);
-    return index < FAKE_RINGS ? &fd->ring[index] : NULL;
+    uint32_t worker = get32(argument, 0);
+    for (int ring = 0; ring < FAKE_RINGS; ring++) {
+        if (fd->ring[ring].worker == worker) {
+            return complain(self, FAKE_FREE_WORKER, "a ring has it", -EBUSY);
+        }
+    }
+    fd->workers--;
+    return 0;
 }
 
-static int no_ring(fake_kernel *self, fake_op op)
+/* ---- rings; their number is the first 4 bytes of each argument ---- */
+
+fake_ring *fake_ring_of(const fake_kernel *self, fake_fd *fd, const unsigned char *argument)
+{
+    uint32_t index = get32(argument, 0);
+    return index < rings_of(self, fd) ? &fd->ring[index] : NULL;
+}
+
+int fake_no_ring(fake_kernel *self, fake_op op)
 {
     return complain(self, op, "no such ring", -ENOBUFS);
 }
 
 static int attach_worker(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     uint32_t worker = get32(argument, 4);
     if (!ring) {
         return no_ring(self, FAKE_ATTACH_VRING_WORKER);
@@ -237,15 +296,16 @@ static int attach_worker(fake_kernel *self, fake_fd *fd, unsigned char *argument
 
 static int set_num(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     uint32_t size = get32(argument, 4);
     if (!ring) {
         return no_ring(self, FAKE_SET_VRING_NUM);
     }
-    if (ring->tap >= 0) {
+    if (ring_runs(fd, ring)) {
         return complain(self, FAKE_SET_VRING_NUM, "the ring runs", -EBUSY);
     }
-    if (size == 0 || size > 0xffff || (size & (size - 1)) != 0) {
+    if (size == 0 || size > 0xffff || (size & (size - 1)) != 0 ||
+        (fd->kind == FAKE_VDPA && size > self->vdpa.ring_max)) {
         return -EINVAL;
     }
     ring->sized = true;
@@ -255,14 +315,14 @@ static int set_num(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 
 static int set_base(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     if (!ring) {
         return no_ring(self, FAKE_SET_VRING_BASE);
     }
-    if (ring->tap >= 0) {
+    if (ring_runs(fd, ring)) {
         return complain(self, FAKE_SET_VRING_BASE, "the ring runs", -EBUSY);
     }
-    if (get32(argument, 4) > 0xffff) {
+    if (get32(argument, 4) > 0xffff && (fd->features[0] & RING_PACKED) == 0) {
         return -EINVAL;
     }
     ring->base = get32(argument, 4);
@@ -271,11 +331,11 @@ static int set_base(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 
 static int get_base(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     if (!ring) {
         return no_ring(self, FAKE_GET_VRING_BASE);
     }
-    if (ring->tap >= 0) {
+    if (ring_runs(fd, ring)) {
         return complain(self, FAKE_GET_VRING_BASE, "the ring runs: it moves on", -EBUSY);
     }
     put32(argument, 4, ring->base);
@@ -284,16 +344,16 @@ static int get_base(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 
 static int set_endian(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     if (!ring) {
         return no_ring(self, FAKE_SET_VRING_ENDIAN);
     }
-    return ring->tap >= 0 ? -EBUSY : get32(argument, 4) > 1 ? -EINVAL : 0;
+    return ring_runs(fd, ring) ? -EBUSY : get32(argument, 4) > 1 ? -EINVAL : 0;
 }
 
 static int set_addr(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     if (!ring) {
         return no_ring(self, FAKE_SET_VRING_ADDR);
     }
@@ -307,18 +367,26 @@ static int set_addr(fake_kernel *self, fake_fd *fd, unsigned char *argument)
     if (!ring->sized) {
         return complain(self, FAKE_SET_VRING_ADDR, "before the size", -EINVAL);
     }
+    if (fd->kind == FAKE_VDPA && fd->running) {
+        return complain(self, FAKE_SET_VRING_ADDR, "the device runs", -EINVAL);
+    }
     ring->addressed = true;
+    ring->logs = get32(argument, 4) != 0;
+    ring->desc = get64(argument, 8);
+    ring->used = get64(argument, 16);
+    ring->avail = get64(argument, 24);
+    ring->log = get64(argument, 32);
     return 0;
 }
 
 static int set_busy_loop(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    return ring_of(fd, argument) ? 0 : no_ring(self, FAKE_SET_VRING_BUSYLOOP_TIMEOUT);
+    return ring_of(self, fd, argument) ? 0 : no_ring(self, FAKE_SET_VRING_BUSYLOOP_TIMEOUT);
 }
 
 static int set_kick(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     if (!ring) {
         return no_ring(self, FAKE_SET_VRING_KICK);
     }
@@ -329,7 +397,7 @@ static int set_kick(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 
 static int set_call(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     if (!ring) {
         return no_ring(self, FAKE_SET_VRING_CALL);
     }
@@ -340,7 +408,7 @@ static int set_call(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 
 static int set_err(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     if (!ring) {
         return no_ring(self, FAKE_SET_VRING_ERR);
     }
@@ -350,7 +418,7 @@ static int set_err(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 
 static int set_backend(fake_kernel *self, fake_fd *fd, unsigned char *argument)
 {
-    fake_ring *ring = ring_of(fd, argument);
+    fake_ring *ring = ring_of(self, fd, argument);
     int tap;
     if (!ring) {
         return no_ring(self, FAKE_NET_SET_BACKEND);
@@ -369,47 +437,246 @@ static int set_backend(fake_kernel *self, fake_fd *fd, unsigned char *argument)
     return 0;
 }
 
+/* ---- devices of which all rings start and stop together ---- */
+
+/* How many rings are set up; a complaint about one that has an address, but is not ready to run. */
+static int count_set_up(fake_kernel *self, const fake_fd *fd, fake_op op)
+{
+    int count = 0;
+    for (uint32_t i = 0; i < rings_of(self, fd); i++) {
+        const fake_ring *ring = &fd->ring[i];
+        if (ring->addressed && !(ring->called && ring->kicked)) {
+            (void)complain(self, op, "a ring without kick or call", 0);
+        }
+        count += ring->addressed;
+    }
+    return count;
+}
+
+/* Whether the rings may run: 0, or what the kernel says. */
+static int may_run(fake_kernel *self, const fake_fd *fd, fake_op op)
+{
+    int count = count_set_up(self, fd, op);
+    if (count == 0 || !fd->features_set || !fd->table_set) {
+        return complain(self, op, "before all is there", -EFAULT);
+    }
+    if (fd->sticks || ((fd->features[0] & ACCESS_PLATFORM) != 0 && fd->tlb_maps == 0)) {
+        return -EFAULT;
+    }
+    return fd->kind == FAKE_VSOCK && count < 2 ? -EFAULT : 0;
+}
+
+static int set_guest_cid(fake_kernel *self, fake_fd *fd, unsigned char *argument)
+{
+    uint64_t cid = get64(argument, 0);
+    if (cid <= 2 || cid >= 0xffffffff) {
+        return complain(self, FAKE_VSOCK_SET_GUEST_CID, "not a CID of a guest", -EINVAL);
+    }
+    for (unsigned i = 0; i < self->opened; i++) {
+        const fake_fd *other = &self->fds[i];
+        if (other != fd && other->open && other->cid == cid) {
+            return -EADDRINUSE;
+        }
+    }
+    if (cid == self->taken_cid) {
+        return -EADDRINUSE;
+    }
+    fd->cid = cid;
+    return 0;
+}
+
+static int set_running(fake_kernel *self, fake_fd *fd, unsigned char *argument)
+{
+    uint32_t on = get32(argument, 0);
+    int result = on != 0 ? may_run(self, fd, FAKE_VSOCK_SET_RUNNING) : 0;
+    if (on > 1 || (on == 1 && fd->cid == 0)) {
+        return complain(self, FAKE_VSOCK_SET_RUNNING, "a value, or without a CID", -EINVAL);
+    }
+    if (result == 0) {
+        fd->running = on != 0;
+    }
+    return result;
+}
+
+static int test_run(fake_kernel *self, fake_fd *fd, unsigned char *argument)
+{
+    uint32_t on = get32(argument, 0);
+    int result = on != 0 ? may_run(self, fd, FAKE_TEST_RUN) : 0;
+    if (result == 0) {
+        fd->running = on != 0;
+    }
+    return result;
+}
+
+/* ---- scsi: abi_version, wwpn[224], tag, reserved ---- */
+
+static bool target_in_use(const fake_kernel *self)
+{
+    bool used = false;
+    for (unsigned i = 0; i < self->opened; i++) {
+        const fake_fd *fd = &self->fds[i];
+        used |= fd->open && fd->kind == FAKE_SCSI && fd->running;
+    }
+    return used;
+}
+
+static bool is_target(const fake_kernel *self, const unsigned char *argument)
+{
+    return self->target && strncmp((const char *)argument + 4, self->target, 224) == 0;
+}
+
+static int check_target(fake_kernel *self, const fake_fd *fd, fake_op op,
+                        const unsigned char *argument)
+{
+    if (!fd->owned) {
+        return complain(self, op, "nobody owns the fd", -EFAULT);
+    }
+    if (get32(argument, 228) >> 16 != 0) {
+        return complain(self, op, "reserved bytes", -EOPNOTSUPP);
+    }
+    if (get32(argument, 0) != 1 || argument[4] == 0 || argument[227] != 0) {
+        return complain(self, op, "ABI version or wwpn", -EINVAL);
+    }
+    return 0;
+}
+
+static int set_endpoint(fake_kernel *self, fake_fd *fd, unsigned char *argument)
+{
+    int result = check_target(self, fd, FAKE_SCSI_SET_ENDPOINT, argument);
+    if (result == 0) {
+        result = may_run(self, fd, FAKE_SCSI_SET_ENDPOINT);
+    }
+    if (result < 0) {
+        return result;
+    }
+    if (fd->running) {
+        return complain(self, FAKE_SCSI_SET_ENDPOINT, "it is set", -EEXIST);
+    }
+    if (!is_target(self, argument) || target_in_use(self)) {
+        return -ENODEV;
+    }
+    fd->running = true;
+    return 0;
+}
+
+static int clear_endpoint(fake_kernel *self, fake_fd *fd, unsigned char *argument)
+{
+    int result = check_target(self, fd, FAKE_SCSI_CLEAR_ENDPOINT, argument);
+    if (result < 0 || !fd->running) {
+        return result;
+    }
+    if (!is_target(self, argument)) {
+        return complain(self, FAKE_SCSI_CLEAR_ENDPOINT, "of another target", -EINVAL);
+    }
+    fd->running = false;
+    return 0;
+}
+
+static int get_abi_version(fake_kernel *self, fake_fd *fd, unsigned char *argument)
+{
+    (void)fd;
+    put32(argument, 0, self->scsi_abi);
+    return 0;
+}
+
+static int set_events_missed(fake_kernel *self, fake_fd *fd, unsigned char *argument)
+{
+    (void)self;
+    fd->missed = get32(argument, 0) != 0;
+    return 0;
+}
+
+static int get_events_missed(fake_kernel *self, fake_fd *fd, unsigned char *argument)
+{
+    (void)self;
+    put32(argument, 0, fd->missed);
+    return 0;
+}
+
 /* ---- the table of ioctls ---- */
+
+enum { /* who knows them */
+    NET = 1 << FAKE_NET,
+    VSOCK = 1 << FAKE_VSOCK,
+    SCSI = 1 << FAKE_SCSI,
+    VDPA = 1 << FAKE_VDPA,
+    OTHER = 1 << FAKE_OTHER,
+    HOST = NET | VSOCK | SCSI | OTHER, /* those that go by host addresses */
+    ALL = HOST | VDPA,
+    WORKERS = NET | SCSI | OTHER,
+    MODERN = ALL & ~SCSI
+};
 
 typedef struct entry {
     const char *name;
     unsigned long request; /* as on x86, Arm, RISC-V and s390 */
     size_t size;           /* of the argument, without what follows it */
     fake_release since;
+    int kinds;
     bool for_all; /* no owner is needed */
-    handler *handle;
+    fake_handler *handle;
 } entry;
 
 static const entry entries[FAKE_OP_COUNT] = {
-    {"open", 0, 0, FAKE_LINUX_2_6_34, true, NULL},
-    {"close", 0, 0, FAKE_LINUX_2_6_34, true, NULL},
-    {"read", 0, 0, FAKE_LINUX_2_6_34, true, NULL},
-    {"write", 0, 0, FAKE_LINUX_2_6_34, true, NULL},
-    {"FIONBIO", 0x5421ul, 4, FAKE_LINUX_2_6_34, true, set_patient},
-    {"GET_FEATURES", 0x8008af00ul, 8, FAKE_LINUX_2_6_34, true, get_features},
-    {"SET_FEATURES", 0x4008af00ul, 8, FAKE_LINUX_2_6_34, true, set_features},
-    {"SET_OWNER", 0xaf01ul, 0, FAKE_LINUX_2_6_34, true, set_owner},
-    {"RESET_OWNER", 0xaf02ul, 0, FAKE_LINUX_2_6_34, false, reset_owner},
-    {"SET_MEM_TABLE", 0x4008af03ul, 8, FAKE_LINUX_2_6_34, false, set_mem_table},
-    {"SET_LOG_BASE", 0x4008af04ul, 8, FAKE_LINUX_2_6_34, false, accept_anything},
-    {"SET_LOG_FD", 0x4004af07ul, 4, FAKE_LINUX_2_6_34, false, accept_anything},
-    {"NEW_WORKER", 0x8004af08ul, 4, FAKE_LINUX_6_17, false, new_worker},
-    {"SET_VRING_NUM", 0x4008af10ul, 8, FAKE_LINUX_2_6_34, false, set_num},
-    {"SET_VRING_ADDR", 0x4028af11ul, 40, FAKE_LINUX_2_6_34, false, set_addr},
-    {"SET_VRING_BASE", 0x4008af12ul, 8, FAKE_LINUX_2_6_34, false, set_base},
-    {"GET_VRING_BASE", 0xc008af12ul, 8, FAKE_LINUX_2_6_34, false, get_base},
-    {"SET_VRING_ENDIAN", 0x4008af13ul, 8, FAKE_LINUX_6_17, false, set_endian},
-    {"ATTACH_VRING_WORKER", 0x4008af15ul, 8, FAKE_LINUX_6_17, false, attach_worker},
-    {"SET_VRING_KICK", 0x4008af20ul, 8, FAKE_LINUX_2_6_34, false, set_kick},
-    {"SET_VRING_CALL", 0x4008af21ul, 8, FAKE_LINUX_2_6_34, false, set_call},
-    {"SET_VRING_ERR", 0x4008af22ul, 8, FAKE_LINUX_2_6_34, false, set_err},
-    {"SET_VRING_BUSYLOOP_TIMEOUT", 0x4008af23ul, 8, FAKE_LINUX_6_1, false, set_busy_loop},
-    {"SET_BACKEND_FEATURES", 0x4008af25ul, 8, FAKE_LINUX_6_1, true, set_backend_features},
-    {"GET_BACKEND_FEATURES", 0x8008af26ul, 8, FAKE_LINUX_6_1, true, get_backend_features},
-    {"NET_SET_BACKEND", 0x4008af30ul, 8, FAKE_LINUX_2_6_34, false, set_backend},
-    {"GET_FEATURES_ARRAY", 0x8008af83ul, 24, FAKE_LINUX_6_17, true, get_features_array},
-    {"SET_FEATURES_ARRAY", 0x4008af83ul, 24, FAKE_LINUX_6_17, true, set_features_array},
-    {"SET_FORK_FROM_OWNER", 0x4001af84ul, 1, FAKE_LINUX_6_12, true, set_fork},
+    {"open", 0, 0, FAKE_LINUX_2_6_34, ALL, true, NULL},
+    {"close", 0, 0, FAKE_LINUX_2_6_34, ALL, true, NULL},
+    {"read", 0, 0, FAKE_LINUX_2_6_34, ALL, true, NULL},
+    {"write", 0, 0, FAKE_LINUX_2_6_34, ALL, true, NULL},
+    {"map", 0, 0, FAKE_LINUX_2_6_34, ALL, true, NULL},
+    {"unmap", 0, 0, FAKE_LINUX_2_6_34, ALL, true, NULL},
+    {"FIONBIO", 0x5421ul, 4, FAKE_LINUX_2_6_34, ALL, true, set_patient},
+    {"GET_FEATURES", 0x8008af00ul, 8, FAKE_LINUX_2_6_34, ALL, true, get_features},
+    {"SET_FEATURES", 0x4008af00ul, 8, FAKE_LINUX_2_6_34, ALL, true, set_features},
+    {"SET_OWNER", 0xaf01ul, 0, FAKE_LINUX_2_6_34, ALL, true, set_owner},
+    {"RESET_OWNER", 0xaf02ul, 0, FAKE_LINUX_2_6_34, NET, false, reset_owner},
+    {"SET_MEM_TABLE", 0x4008af03ul, 8, FAKE_LINUX_2_6_34, HOST, false, set_mem_table},
+    {"SET_LOG_BASE", 0x4008af04ul, 8, FAKE_LINUX_2_6_34, HOST, false, accept_anything},
+    {"SET_LOG_FD", 0x4004af07ul, 4, FAKE_LINUX_2_6_34, HOST, false, accept_anything},
+    {"NEW_WORKER", 0x8004af08ul, 4, FAKE_LINUX_6_12, WORKERS, false, new_worker},
+    {"FREE_WORKER", 0x4004af09ul, 4, FAKE_LINUX_6_12, WORKERS, false, free_worker},
+    {"SET_VRING_NUM", 0x4008af10ul, 8, FAKE_LINUX_2_6_34, ALL, false, set_num},
+    {"SET_VRING_ADDR", 0x4028af11ul, 40, FAKE_LINUX_2_6_34, ALL, false, set_addr},
+    {"SET_VRING_BASE", 0x4008af12ul, 8, FAKE_LINUX_2_6_34, ALL, false, set_base},
+    {"GET_VRING_BASE", 0xc008af12ul, 8, FAKE_LINUX_2_6_34, ALL, false, get_base},
+    {"SET_VRING_ENDIAN", 0x4008af13ul, 8, FAKE_LINUX_6_17, HOST, false, set_endian},
+    {"ATTACH_VRING_WORKER", 0x4008af15ul, 8, FAKE_LINUX_6_12, WORKERS, false, attach_worker},
+    {"SET_VRING_KICK", 0x4008af20ul, 8, FAKE_LINUX_2_6_34, ALL, false, set_kick},
+    {"SET_VRING_CALL", 0x4008af21ul, 8, FAKE_LINUX_2_6_34, ALL, false, set_call},
+    {"SET_VRING_ERR", 0x4008af22ul, 8, FAKE_LINUX_2_6_34, ALL, false, set_err},
+    {"SET_VRING_BUSYLOOP_TIMEOUT", 0x4008af23ul, 8, FAKE_LINUX_4_19, HOST, false, set_busy_loop},
+    {"SET_BACKEND_FEATURES", 0x4008af25ul, 8, FAKE_LINUX_4_19, MODERN, true, set_backend_features},
+    {"GET_BACKEND_FEATURES", 0x8008af26ul, 8, FAKE_LINUX_4_19, MODERN, true, get_backend_features},
+    {"NET_SET_BACKEND", 0x4008af30ul, 8, FAKE_LINUX_2_6_34, NET, false, set_backend},
+    {"SCSI_SET_ENDPOINT", 0x40e8af40ul, 232, FAKE_LINUX_2_6_34, SCSI, true, set_endpoint},
+    {"SCSI_CLEAR_ENDPOINT", 0x40e8af41ul, 232, FAKE_LINUX_2_6_34, SCSI, true, clear_endpoint},
+    {"SCSI_GET_ABI_VERSION", 0x4004af42ul, 4, FAKE_LINUX_2_6_34, SCSI, true, get_abi_version},
+    {"SCSI_SET_EVENTS_MISSED", 0x4004af43ul, 4, FAKE_LINUX_2_6_34, SCSI, true, set_events_missed},
+    {"SCSI_GET_EVENTS_MISSED", 0x4004af44ul, 4, FAKE_LINUX_2_6_34, SCSI, true, get_events_missed},
+    {"VSOCK_SET_GUEST_CID", 0x4008af60ul, 8, FAKE_LINUX_4_19, VSOCK, true, set_guest_cid},
+    {"VSOCK_SET_RUNNING", 0x4004af61ul, 4, FAKE_LINUX_4_19, VSOCK, false, set_running},
+    {"TEST_RUN", 0x4004af00ul, 4, FAKE_LINUX_2_6_34, OTHER, false, test_run},
+    {"VDPA_GET_DEVICE_ID", 0x8004af70ul, 4, FAKE_LINUX_5_7, VDPA, true, fake_vdpa_get_device_id},
+    {"VDPA_GET_STATUS", 0x8001af71ul, 1, FAKE_LINUX_5_7, VDPA, true, fake_vdpa_get_status},
+    {"VDPA_SET_STATUS", 0x4001af72ul, 1, FAKE_LINUX_5_7, VDPA, true, fake_vdpa_set_status},
+    {"VDPA_GET_CONFIG", 0x8008af73ul, 8, FAKE_LINUX_5_7, VDPA, true, fake_vdpa_get_config},
+    {"VDPA_SET_CONFIG", 0x4008af74ul, 8, FAKE_LINUX_5_7, VDPA, true, fake_vdpa_set_config},
+    {"VDPA_SET_VRING_ENABLE", 0x4008af75ul, 8, FAKE_LINUX_5_7, VDPA, false, fake_vdpa_enable},
+    {"VDPA_GET_VRING_NUM", 0x8002af76ul, 2, FAKE_LINUX_5_7, VDPA, true, fake_vdpa_get_vring_num},
+    {"VDPA_SET_CONFIG_CALL", 0x4004af77ul, 4, FAKE_LINUX_5_10, VDPA, true, fake_vdpa_config_call},
+    {"VDPA_GET_IOVA_RANGE", 0x8010af78ul, 16, FAKE_LINUX_5_10, VDPA, true, fake_vdpa_get_range},
+    {"VDPA_GET_CONFIG_SIZE", 0x8004af79ul, 4, FAKE_LINUX_5_18, VDPA, true,
+     fake_vdpa_get_config_size},
+    {"VDPA_GET_AS_NUM", 0x8004af7aul, 4, FAKE_LINUX_5_19, VDPA, true, fake_vdpa_get_spaces},
+    {"VDPA_GET_VRING_GROUP", 0xc008af7bul, 8, FAKE_LINUX_5_19, VDPA, false, fake_vdpa_get_group},
+    {"VDPA_SET_GROUP_ASID", 0x4008af7cul, 8, FAKE_LINUX_5_19, VDPA, false, fake_vdpa_set_space},
+    {"VDPA_SUSPEND", 0xaf7dul, 0, FAKE_LINUX_6_1, VDPA, true, fake_vdpa_suspend},
+    {"VDPA_RESUME", 0xaf7eul, 0, FAKE_LINUX_6_3, VDPA, true, fake_vdpa_resume},
+    {"VDPA_GET_VQS_COUNT", 0x8004af80ul, 4, FAKE_LINUX_5_18, VDPA, true, fake_vdpa_get_rings},
+    {"VDPA_GET_GROUP_NUM", 0x8004af81ul, 4, FAKE_LINUX_5_19, VDPA, true, fake_vdpa_get_groups},
+    {"VDPA_GET_VRING_SIZE", 0xc008af82ul, 8, FAKE_LINUX_6_9, VDPA, false, fake_vdpa_get_limit},
+    {"GET_FEATURES_ARRAY", 0x8008af83ul, 24, FAKE_LINUX_6_17, NET, true, get_features_array},
+    {"SET_FEATURES_ARRAY", 0x4008af83ul, 24, FAKE_LINUX_6_17, NET, true, set_features_array},
+    {"SET_FORK_FROM_OWNER", 0x4001af84ul, 1, FAKE_LINUX_6_12, ALL, true, set_fork},
 };
 
 const char *fake_kernel_name(fake_op op)
@@ -430,17 +697,36 @@ static fake_op op_of(unsigned long request)
 static size_t argument_size(fake_op op, const unsigned char *argument)
 {
     size_t size = entries[op].size;
+    if (op == FAKE_VDPA_GET_CONFIG || op == FAKE_VDPA_SET_CONFIG) {
+        return size + get32(argument, 4);
+    }
     return op == FAKE_SET_MEM_TABLE ? size + 32 * (size_t)get32(argument, 0) : size;
 }
 
 /* What the kernel does not know goes the way of the ioctls of a ring: first comes the owner, then
    the number of the ring. */
-static int unknown(const fake_fd *fd, const unsigned char *argument)
+static int unknown(const fake_kernel *self, const fake_fd *fd, const unsigned char *argument)
 {
     if (!fd->owned) {
         return -EPERM;
     }
-    return get32(argument, 0) >= FAKE_RINGS ? -ENOBUFS : -ENOTTY;
+    if (!argument) {
+        return -EFAULT;
+    }
+    return get32(argument, 0) >= rings_of(self, fd) ? -ENOBUFS : -ENOTTY;
+}
+
+/* vhost-net got workers later than others, and vDPA back-end features. */
+static bool knows(const fake_kernel *self, const fake_fd *fd, fake_op op)
+{
+    fake_release since = entries[op].since;
+    if (fd->kind == FAKE_NET && entries[op].kinds == WORKERS) {
+        since = FAKE_LINUX_6_17;
+    }
+    if (fd->kind == FAKE_VDPA && entries[op].kinds == MODERN) {
+        since = FAKE_LINUX_5_10;
+    }
+    return self->release >= since && (entries[op].kinds & 1 << fd->kind) != 0;
 }
 
 /* ---- the calls ---- */
@@ -492,11 +778,20 @@ static fake_fd *fd_of(fake_kernel *self, int number)
 
 int fake_kernel_pass(fake_kernel *self)
 {
+    return fake_kernel_pass_kind(self, FAKE_NET);
+}
+
+int fake_kernel_pass_kind(fake_kernel *self, fake_kind kind)
+{
     fake_fd *fd = &self->fds[self->opened];
     if (self->opened == FAKE_FDS) {
         return complain(self, FAKE_OPEN, "too many fds to remember", -EMFILE);
     }
+    if (kind == FAKE_VDPA && !fake_vdpa_open(self)) {
+        return -EBUSY;
+    }
     fd->open = true;
+    fd->kind = kind;
     reset_fd(fd);
     fd->owned = self->has_owner;
     return FAKE_FD + (int)self->opened++;
@@ -511,10 +806,13 @@ static int open_any(fake_kernel *self, const char *path, bool writable)
         self->file_open = self->max_mem_regions != NULL;
         return self->file_open ? FAKE_FILE_FD : -ENOENT;
     }
-    if (strcmp(path, FAKE_PATH) != 0) {
-        return -ENOENT;
+    for (int kind = 0; kind < FAKE_KINDS; kind++) {
+        if (strcmp(path, paths[kind]) == 0) {
+            return writable ? fake_kernel_pass_kind(self, (fake_kind)kind)
+                            : complain(self, FAKE_OPEN, "read only", -EACCES);
+        }
     }
-    return writable ? fake_kernel_pass(self) : complain(self, FAKE_OPEN, "read only", -EACCES);
+    return -ENOENT;
 }
 
 static int do_open(const char *path, bool writable, void *user)
@@ -540,6 +838,9 @@ static int do_close(int number, void *user)
     if (number == FAKE_FILE_FD && self->file_open) {
         self->file_open = false;
     } else if (fd) {
+        if (fd->kind == FAKE_VDPA) {
+            fake_vdpa_close(self, fd);
+        }
         fd->open = false;
         reset_fd(fd);
     } else {
@@ -573,8 +874,12 @@ static int do_ioctl(int number, unsigned long request, void *argument, void *use
     if (call->result < 0) {
         return call->result;
     }
-    if (entries[op].since > self->release) {
-        call->result = unknown(fd, (unsigned char *)argument);
+    self->vdpa.gone_count = 0;
+    if (fd->kind == FAKE_VDPA) {
+        fake_vdpa_watch(self, op);
+    }
+    if (!knows(self, fd, op)) {
+        call->result = unknown(self, fd, (unsigned char *)argument);
     } else if (!entries[op].for_all && !fd->owned) {
         call->result = complain(self, op, "nobody owns the fd", -EPERM);
     } else {
@@ -592,6 +897,9 @@ static ptrdiff_t give(const void *from, size_t length, void *bytes, size_t size)
 
 static ptrdiff_t read_message(fake_kernel *self, const fake_fd *fd, void *bytes, size_t size)
 {
+    if (fd->kind == FAKE_VDPA) {
+        return complain(self, FAKE_READ, "a vDPA device has nothing to say", -EINVAL);
+    }
     if (!fd->patient) {
         return complain(self, FAKE_READ, "it would wait", -EINTR);
     }
@@ -621,23 +929,75 @@ static ptrdiff_t do_read(int number, void *bytes, size_t size, void *user)
     return give(self->max_mem_regions, strlen(self->max_mem_regions), bytes, size);
 }
 
+/* Of a device that goes by host addresses. */
+static int take_message(fake_fd *fd, const unsigned char *message)
+{
+    if (message[33] == 2) {
+        fd->tlb_maps++;
+    }
+    if (message[33] == 3 && get64(message, 16) == UINT64_MAX) {
+        fd->tlb_maps = 0;
+    }
+    return 0;
+}
+
 static ptrdiff_t do_write(int number, const void *bytes, size_t size, void *user)
 {
     fake_kernel *self = (fake_kernel *)user;
+    fake_fd *fd = fd_of(self, number);
     fake_call *call = record(self, FAKE_WRITE, number);
-    call->result = fails(self, FAKE_WRITE, number);
-    if (call->result < 0) {
-        return call->result;
+    if (!fd && size == 8) { /* a kick */
+        call->size = size;
+        memcpy(call->bytes, bytes, size);
+        call->result = fails(self, FAKE_WRITE, number);
+        return call->result < 0 ? call->result : (ptrdiff_t)size;
     }
-    if (!fd_of(self, number) || size != FAKE_MESSAGE) {
+    if (!fd || size != FAKE_MESSAGE) {
         return complain(self, FAKE_WRITE, "no message, or not to a vhost fd", -EINVAL);
     }
     call->size = size;
     memcpy(call->bytes, bytes, size);
-    return (ptrdiff_t)size;
+    call->result = fails(self, FAKE_WRITE, number);
+    if (call->result == 0) {
+        call->result = fd->kind == FAKE_VDPA ? fake_vdpa_message(self, fd, call->bytes)
+                                             : take_message(fd, call->bytes);
+    }
+    return call->result < 0 ? call->result : (ptrdiff_t)size;
 }
 
-const vhost_kernel_calls fake_kernel_calls = {do_open, do_close, do_ioctl, do_read, do_write};
+/* ---- doorbells ---- */
+
+static int do_map(int number, uint64_t offset, size_t size, void **at, void *user)
+{
+    fake_kernel *self = (fake_kernel *)user;
+    const fake_fd *fd = fd_of(self, number);
+    fake_call *call = record(self, FAKE_MAP, number);
+    put64(call->bytes, 0, offset);
+    put64(call->bytes, 8, size);
+    call->size = 16;
+    call->result = fails(self, FAKE_MAP, number);
+    if (call->result == 0 && !fd) {
+        call->result = complain(self, FAKE_MAP, "the fd is not open", -EBADF);
+    } else if (call->result == 0) {
+        call->result =
+            fd->kind == FAKE_VDPA ? fake_vdpa_map_doorbell(self, offset, size, at) : -ENODEV;
+    }
+    return call->result;
+}
+
+static int do_unmap(void *at, size_t size, void *user)
+{
+    fake_kernel *self = (fake_kernel *)user;
+    fake_call *call = record(self, FAKE_UNMAP, -1);
+    call->result = fails(self, FAKE_UNMAP, -1);
+    if (call->result == 0) {
+        call->result = fake_vdpa_unmap_doorbell(self, at, size);
+    }
+    return call->result;
+}
+
+const vhost_kernel_calls fake_kernel_calls = {do_open,  do_close, do_ioctl, do_read,
+                                              do_write, do_map,   do_unmap};
 
 static void *allocate(void *memory, size_t size, void *user)
 {
@@ -659,6 +1019,15 @@ void fake_kernel_init(fake_kernel *self)
     self->max_mem_regions = "64\n";
     self->slots = 64;
     self->refused = FAKE_NO_OP;
+    /* As measured on Linux 6.12: vsock SEQPACKET; scsi HOTPLUG and T10_PI, and no IOTLB. */
+    self->offers[FAKE_VSOCK].features = UINT64_C(0x33d000002);
+    self->offers[FAKE_VSOCK].backend_features = 2;
+    self->offers[FAKE_SCSI].features = UINT64_C(0x13d00000a);
+    self->offers[FAKE_OTHER].features = UINT64_C(0x33d000000);
+    self->offers[FAKE_OTHER].backend_features = 2;
+    self->target = FAKE_TARGET;
+    self->scsi_abi = 1;
+    fake_vdpa_init(self);
 }
 
 vhost_kernel_options fake_kernel_options(fake_kernel *self)
@@ -696,6 +1065,7 @@ void fake_kernel_relent(fake_kernel *self)
 void fake_kernel_forget(fake_kernel *self)
 {
     self->count = 0;
+    self->vdpa.gone_count = 0;
 }
 
 unsigned fake_kernel_count(const fake_kernel *self, fake_op op, int fd)

@@ -262,7 +262,7 @@ static int open_net(machine *m)
 
 int machine_attach(machine *m)
 {
-    int result = vhost_device_init(&m->device, &m->vm, vhost_kernel_ops(), &m->net, m->queue,
+    int result = vhost_device_init(&m->device, &m->vm, vhost_kernel_ops(&m->net), &m->net, m->queue,
                                    2 * m->pairs, &m->device_options);
     return result < 0 ? result : vhost_device_ack(&m->device, m->accepted);
 }

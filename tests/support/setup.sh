@@ -1,5 +1,6 @@
 #!/bin/sh
-# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, valgrind, vm, backends
+# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, valgrind, vm, vdpa,
+#                                  backends
 #
 # Makes sure that what the tests need is there: packages by apt-get, as root on Debian; greatest.h,
 # the kernels of the virtual machine and some vhost-user back-ends into build/. Says first what it
@@ -17,6 +18,7 @@ price() {
     clang) echo "sanitizers, the implementation as C++ by clang++, format check" ;;
     valgrind) echo "the unit tests under valgrind" ;;
     vm) echo "everything that runs on a real kernel" ;;
+    vdpa) echo "vhost-vdpa on a real kernel" ;;
     backends) echo "everything that runs with real vhost-user back-ends" ;;
     esac
 }
@@ -29,6 +31,7 @@ get() {
     case $1 in
     greatest.h) tests/support/greatest.sh ;;
     Linux-*) tests/support/kernel.sh "${1#Linux-}" ;;
+    vDPA-simulator-*) tests/support/vdpa_sim.sh "${1#vDPA-simulator-}" ;;
     vhost*) tests/support/backend_program.sh "$1" ;;
     esac >/dev/null
 }
@@ -65,6 +68,16 @@ look() {
             command_of xz xz-utils
             fetched Linux-6.12
             fetched Linux-6.1
+            ;;
+        vdpa)
+            command_of vdpa iproute2
+            command_of qemu-storage-daemon qemu-system-common
+            # To build kernel modules with.
+            command_of gcc gcc
+            command_of make make
+            command_of xz xz-utils
+            ldconfig -p | grep -q libelf.so.1 || packages="$packages libelf1"
+            fetched vDPA-simulator-6.12
             ;;
         backends)
             command_of qemu-storage-daemon qemu-system-common

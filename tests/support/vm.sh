@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# Usage: vm.sh SERIES "MODULE..." PROGRAM [ARGUMENT...]
+# Usage: vm.sh [-p "TOOL..."] SERIES "MODULE..." PROGRAM [ARGUMENT...]
 #
-# Runs a program as root on a stock Debian kernel (6.12 or 6.1), with these kernel modules loaded,
-# in a virtual machine made for this one run. Prints what the program printed. The exit status is
-# the program's; 77, with the reason, when no such machine can be had; 124 when it took too long;
-# 125 when the guest died before the program ended.
+# Runs a program as root on a stock Debian kernel (6.12 or 6.1), with these kernel modules loaded
+# and these programs of the host beside it in /bin (where /bin/sh is busybox), in a virtual machine
+# made for this one run. Prints what the program printed. The exit status is the program's; 77, with
+# the reason, when no such machine can be had; 124 when it took too long; 125 when the guest died
+# before the program ended.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 PATH=$PATH:/usr/sbin:/sbin
 
+tools=
+if [ "$1" = -p ]; then
+    tools=$2
+    shift 2
+fi
 series=$1 modules=$2 program=$3
 shift 3
 
@@ -21,12 +27,18 @@ for tool in qemu-system-x86_64 busybox modprobe cpio xz; do
     [ "$(type -t $tool)" ] || cannot "$tool is missing (tests/support/setup.sh vm)"
 done
 kernel=$top/$("$top/tests/support/kernel.sh" "$series")
+case $modules in
+*vdpa_sim*) "$top/tests/support/vdpa_sim.sh" "$series" >/dev/null ;;
+esac
+for tool in $tools; do
+    [ "$(type -P "$tool")" ] || cannot "$tool is missing (tests/support/setup.sh vm vdpa)"
+done
 
 work=$(mktemp -d "$top/build/vm.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 root=$work/root
 
-# The initial file system: busybox, the modules in loading order, and the program, each with the
+# The initial file system: busybox, the modules in loading order, and the programs, each with the
 # shared libraries it was linked to.
 add_program() {
     install -D "$1" "$root/bin/$(basename "$1")"
@@ -38,6 +50,10 @@ add_program() {
 mkdir -p "$root"/{dev,proc,sys,tmp,modules}
 install "$top/tests/support/vm/init" "$root/init"
 add_program "$(type -P busybox)"
+ln -s busybox "$root/bin/sh"
+for tool in $tools; do
+    add_program "$(type -P "$tool")"
+done
 add_program "$program"
 printf '%q ' "/bin/$(basename "$program")" "$@" >"$root/command"
 
@@ -65,11 +81,12 @@ if grep -qw -e svm -e vmx /proc/cpuinfo && [ -w /dev/kvm ]; then
 fi
 
 # Serial ports go to files: fed from /dev/null, a guest's terminal now and then reads a flood of
-# zeros. An oops is a panic is the end (-no-reboot), so a kernel that was hurt cannot pass.
+# zeros. An oops is a panic is the end (-no-reboot), so a kernel that was hurt cannot pass. (The
+# kernel's check of its timer would panic when a busy machine is too slow for it.)
 qemu=0
 timeout 60 qemu-system-x86_64 "${accel[@]}" -m 512 -nodefaults -no-user-config -display none \
     -no-reboot -kernel "$kernel/vmlinuz" -initrd "$work/initrd" \
-    -append "console=ttyS0 quiet panic=-1 oops=panic ipv6.disable=1" \
+    -append "console=ttyS0 quiet panic=-1 oops=panic no_timer_check ipv6.disable=1" \
     -serial "file:$work/console" -serial "file:$work/output" -serial "file:$work/status" \
     || qemu=$?
 

@@ -68,8 +68,8 @@ static int pass_fds(bench *b, uint32_t pairs)
 
 static int attach_device(bench *b)
 {
-    int result = vhost_device_init(&b->device, &b->f->vm, vhost_kernel_ops(), &b->net, b->queue,
-                                   2 * b->pairs, NULL);
+    int result = vhost_device_init(&b->device, &b->f->vm, vhost_kernel_ops(&b->net), &b->net,
+                                   b->queue, 2 * b->pairs, NULL);
     fill(b);
     return result < 0 ? result : vhost_device_ack(&b->device, b->accepted);
 }
@@ -468,7 +468,7 @@ TEST the_log_is_told_by_address_and_by_fd(bench *b)
     fake_kernel_forget(&b->kernel);
     memory.base = b->f->host;
     const expected base[] = {{0x4008af04, "8", {number_of(b->f->host)}}};
-    ASSERT_OK(vhost_kernel_ops()->set_log(&b->net, &memory));
+    ASSERT_OK(vhost_kernel_ops(&b->net)->set_log(&b->net, &memory));
     IOCTLS_ARE(b, &next, FAKE_FD, base);
     ASSERT_OK(vhost_kernel_set_log_fd(&b->net, 77));
     ASSERT_OK(vhost_kernel_set_log_fd(&b->net, -1));
@@ -606,10 +606,10 @@ TEST one_region_too_many_is_refused_before_any_call(bench *b)
 TEST more_queues_than_the_pairs_have_are_refused(bench *b)
 {
     ASSERT_OK(open_net(b, 2));
-    ASSERT_FAILS(
-        b->f,
-        vhost_device_init(&b->device, &b->f->vm, vhost_kernel_ops(), &b->net, b->queue, 5, NULL),
-        &b->device.last_error, -EINVAL, VHOST_WHY_TOO_MANY_QUEUES);
+    ASSERT_FAILS(b->f,
+                 vhost_device_init(&b->device, &b->f->vm, vhost_kernel_ops(&b->net), &b->net,
+                                   b->queue, 5, NULL),
+                 &b->device.last_error, -EINVAL, VHOST_WHY_TOO_MANY_QUEUES);
     ASSERT_UINT(0, fake_kernel_open_fds(&b->kernel));
     b->pairs = 0;
     PASS();
@@ -727,10 +727,10 @@ TEST a_log_is_taken_back_where_the_last_fd_refuses(bench *b)
     memset(&memory, 0, sizeof memory);
     ASSERT_OK(stopped(b, 2));
     memory.base = b->f->host;
-    ASSERT_OK(vhost_kernel_ops()->set_log(&b->net, &memory));
+    ASSERT_OK(vhost_kernel_ops(&b->net)->set_log(&b->net, &memory));
     fake_kernel_refuse(&b->kernel, FAKE_SET_LOG_BASE, fd_number(1), 0, -ENOMEM);
     memory.base = b->f->host + 4096;
-    ASSERT_INT(-ENOMEM, vhost_kernel_ops()->set_log(&b->net, &memory));
+    ASSERT_INT(-ENOMEM, vhost_kernel_ops(&b->net)->set_log(&b->net, &memory));
     const fake_call *last = fake_kernel_last(&b->kernel, FAKE_SET_LOG_BASE, fd_number(0));
     ASSERT_U64(number_of(b->f->host), fake_kernel_number(last->bytes, 8));
     PASS();
@@ -1024,7 +1024,7 @@ static enum greatest_test_res tap_went_first(const bench *b, uint32_t queue)
 TEST severing_takes_the_taps_away_before_it_closes(bench *b)
 {
     ASSERT_OK(running(b, 2));
-    vhost_kernel_ops()->sever(&b->net);
+    vhost_kernel_ops(&b->net)->sever(&b->net);
     for (uint32_t queue = 0; queue < 4; queue++) {
         CHECK_CALL(tap_went_first(b, queue));
     }
@@ -1054,7 +1054,7 @@ TEST a_position_that_is_not_told_is_a_guess(bench *b)
 static int send_features(bench *b, uint64_t bits)
 {
     vhost_features features = fixture_features(bits, 0);
-    return vhost_kernel_ops()->set_features(&b->net, &features);
+    return vhost_kernel_ops(&b->net)->set_features(&b->net, &features);
 }
 
 static int sticky(bench *b, uint32_t pairs)
@@ -1134,7 +1134,9 @@ TEST an_fd_that_is_furnished_in_two_attempts_has_one_more_worker(bench *b)
         fake_kernel_relent(&b->kernel);
         ASSERT_OK(vhost_device_start(&b->device));
         ASSERT_UINT(1, fake_kernel_count(&b->kernel, FAKE_RESET_OWNER, -1));
-        ASSERT_UINT(1, fake_kernel_count(&b->kernel, FAKE_NEW_WORKER, -1));
+        unsigned freed = fake_kernel_count(&b->kernel, FAKE_FREE_WORKER, -1);
+        ASSERT_UINT(ops[i] == FAKE_ATTACH_VRING_WORKER, freed);
+        ASSERT_UINT(1, fake_kernel_count(&b->kernel, FAKE_NEW_WORKER, -1) - freed);
         ASSERT(b->kernel.fds[b->kernel.opened - 1].ring[1].worker != 0);
         close_bench(b);
         fake_kernel_forget(&b->kernel);
@@ -1178,7 +1180,7 @@ TEST a_mapping_is_told_to_every_fd(bench *b)
 {
     ASSERT_OK(stopped(b, 2));
     vhost_iotlb message = mapped(b);
-    ASSERT_OK(vhost_kernel_ops()->iotlb_send(&b->net, &message));
+    ASSERT_OK(vhost_kernel_ops(&b->net)->iotlb_send(&b->net, &message));
     CHECK_CALL(message_is(b, fd_number(0), 2));
     CHECK_CALL(message_is(b, fd_number(1), 2));
     ASSERT_UINT(2, fake_kernel_count(&b->kernel, FAKE_WRITE, -1));
@@ -1190,7 +1192,7 @@ TEST an_old_kernel_gets_old_messages(bench *b)
     b->kernel.backend_features = 0;
     ASSERT_OK(stopped(b, 1));
     vhost_iotlb message = mapped(b);
-    ASSERT_OK(vhost_kernel_ops()->iotlb_send(&b->net, &message));
+    ASSERT_OK(vhost_kernel_ops(&b->net)->iotlb_send(&b->net, &message));
     return message_is(b, fd_number(0), 1);
 }
 
@@ -1199,7 +1201,7 @@ TEST a_refused_message_is_an_error(bench *b)
     ASSERT_OK(stopped(b, 2));
     vhost_iotlb message = mapped(b);
     fake_kernel_refuse(&b->kernel, FAKE_WRITE, fd_number(1), 0, -EFAULT);
-    ASSERT_INT(-EFAULT, vhost_kernel_ops()->iotlb_send(&b->net, &message));
+    ASSERT_INT(-EFAULT, vhost_kernel_ops(&b->net)->iotlb_send(&b->net, &message));
     ASSERT_INT(VHOST_WHY_BACKEND_REFUSED, b->net.last_error.why);
     PASS();
 }

@@ -207,8 +207,8 @@ static int stopped(bench *b, uint32_t pairs)
         result = vhost_kernel_net_open(&b->net, FAKE_PATH, taps, pairs, &b->options);
     }
     if (result >= 0) {
-        result = vhost_device_init(&b->device, &b->f->vm, vhost_kernel_ops(), &b->net, b->queue,
-                                   2 * pairs, &b->device_options);
+        result = vhost_device_init(&b->device, &b->f->vm, vhost_kernel_ops(&b->net), &b->net,
+                                   b->queue, 2 * pairs, &b->device_options);
     }
     fill(b, IOVA);
     return result < 0 ? result : vhost_device_ack(&b->device, b->accepted);

@@ -8,8 +8,11 @@
 
    to the standard error, or at the end of the file that WIRE_SHIM_FILE names. Counted are messages
    that go out on connected UNIX stream sockets, if the first send begins with a whole header of a
-   vhost-user request. A blocked call is one that reads from such a socket, or polls it, while
-   nothing is there; a wait is the first of them after something was sent. A program that declares
+   vhost-user request. A wait is a round trip: after something was sent, the first answer that is
+   read or polled for. How fast the back-end is makes no difference: until a poll has shown the
+   answer, a read that does not block finds nothing, as if it were not there yet. (So a program that
+   waits with epoll or select would wait for ever.) A blocked call is one that reads from such a
+   socket, or polls it, while nothing is there; that is up to the scheduler. A program that declares
 
       __attribute__((weak)) void wire_shim_phase(const char *name);
 
@@ -93,7 +96,7 @@ typedef struct wire {
     unsigned char header[HEADER];
     size_t header_bytes;   /* of the next message */
     uint32_t payload_left; /* of this one */
-    bool sent;             /* since the last wait */
+    bool sent;             /* since the last answer: the next one is a wait */
 } wire;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -231,12 +234,12 @@ static bool is_wire(int fd)
 static void count_answered(int fd, double start)
 {
     pthread_mutex_lock(&lock);
+    waits += wires[fd].sent;
+    wires[fd].sent = false;
     if (start > 0) {
-        waits += wires[fd].sent;
         blocked++;
         blocked_ms += now() - start;
     }
-    wires[fd].sent = false;
     pthread_mutex_unlock(&lock);
 }
 
@@ -283,58 +286,74 @@ ssize_t write(int fd, const void *bytes, size_t size)
     return result;
 }
 
-/* When the read that follows began to block; 0: it will not. */
-static double about_to_read(int fd, int flags)
+static bool awaits_answer(int fd)
+{
+    pthread_mutex_lock(&lock);
+    bool sent = wires[fd].sent;
+    pthread_mutex_unlock(&lock);
+    return sent;
+}
+
+/* Returns false if it shall find nothing. *start: when it began to block; 0: it will not. */
+static bool may_read(int fd, int flags, double *start)
 {
     ORIGINAL(int, poll, struct pollfd *, nfds_t, int)
     struct pollfd one = {.fd = fd, .events = POLLIN};
-    if (!is_wire(fd) || (flags & MSG_DONTWAIT) != 0 || (fcntl(fd, F_GETFL) & O_NONBLOCK) != 0) {
-        return 0;
+    *start = 0;
+    if (!is_wire(fd)) {
+        return true;
     }
-    return original(&one, 1, 0) == 0 ? now() : 0;
+    if ((flags & MSG_DONTWAIT) != 0 || (fcntl(fd, F_GETFL) & O_NONBLOCK) != 0) {
+        return !awaits_answer(fd);
+    }
+    *start = original(&one, 1, 0) == 0 ? now() : 0;
+    return true;
 }
 
-static void has_read(int fd, ssize_t size, double start)
+static ssize_t find_nothing(void)
+{
+    errno = EAGAIN;
+    return -1;
+}
+
+static ssize_t has_read(int fd, ssize_t size, double start)
 {
     if (size > 0 && is_wire(fd)) {
         count_answered(fd, start);
     }
+    return size;
 }
 
 ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
     ORIGINAL(ssize_t, recvmsg, int, struct msghdr *, int)
-    double start = about_to_read(fd, flags);
-    ssize_t result = original(fd, message, flags);
-    has_read(fd, result, start);
-    return result;
+    double start;
+    return may_read(fd, flags, &start) ? has_read(fd, original(fd, message, flags), start)
+                                       : find_nothing();
 }
 
 ssize_t recv(int fd, void *bytes, size_t size, int flags)
 {
     ORIGINAL(ssize_t, recv, int, void *, size_t, int)
-    double start = about_to_read(fd, flags);
-    ssize_t result = original(fd, bytes, size, flags);
-    has_read(fd, result, start);
-    return result;
+    double start;
+    return may_read(fd, flags, &start) ? has_read(fd, original(fd, bytes, size, flags), start)
+                                       : find_nothing();
 }
 
 ssize_t read(int fd, void *bytes, size_t size)
 {
     ORIGINAL(ssize_t, read, int, void *, size_t)
-    double start = about_to_read(fd, 0);
-    ssize_t result = original(fd, bytes, size);
-    has_read(fd, result, start);
-    return result;
+    double start;
+    return may_read(fd, 0, &start) ? has_read(fd, original(fd, bytes, size), start)
+                                   : find_nothing();
 }
 
-/* A poll that blocked, and was ended by an answer. */
 static void has_polled(const struct pollfd *fds, nfds_t count, double start)
 {
     for (nfds_t i = 0; i < count; i++) {
         if ((fds[i].revents & (POLLIN | POLLHUP)) != 0 && is_wire(fds[i].fd)) {
             count_answered(fds[i].fd, start);
-            return;
+            start = 0; /* it was one call */
         }
     }
 }
@@ -342,10 +361,13 @@ static void has_polled(const struct pollfd *fds, nfds_t count, double start)
 int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
     ORIGINAL(int, poll, struct pollfd *, nfds_t, int)
+    double start = 0;
     int result = original(fds, count, 0);
     if (result == 0 && timeout != 0) {
-        double start = now();
+        start = now();
         result = original(fds, count, timeout);
+    }
+    if (result > 0) {
         has_polled(fds, count, start);
     }
     return result;
@@ -354,10 +376,13 @@ int poll(struct pollfd *fds, nfds_t count, int timeout)
 int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
     ORIGINAL(int, ppoll, struct pollfd *, nfds_t, const struct timespec *, const sigset_t *)
+    double start = 0;
     int result = original(fds, count, &(struct timespec){.tv_sec = 0}, mask);
     if (result == 0) {
-        double start = now();
+        start = now();
         result = original(fds, count, timeout, mask);
+    }
+    if (result > 0) {
         has_polled(fds, count, start);
     }
     return result;
