@@ -91,7 +91,8 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
    Some devices, VDUSE and the simulator among them, reach only memory that is mapped MAP_SHARED
    from a file, and the kernel passes over any other in silence: use a memfd. Others lock what is
    mapped, all of it: RLIMIT_MEMLOCK counts, also for root. VDUSE devices may fail requests in
-   flight when memory comes or goes, and the kernel does not tell when they refuse a map.
+   flight when memory comes or goes, and of several maps at once the kernel does not tell that one
+   was refused.
 
    It cannot log what it writes, so it stands in the way of vhost_log_start. It takes no vIOMMU of
    the VMM: ACCESS_PLATFORM is sent to it whenever it has it, for the IOMMU of the host.
@@ -1378,9 +1379,8 @@ static int vhosti_kernel_op_get_ring_base(void *backend, uint32_t queue, vhost_r
     vhost_kernel *kernel = (vhost_kernel *)backend;
     vhosti_kernel_state state = {0, 0};
     int code;
-    if (kernel->running || kernel->phase == VHOSTI_KERNEL_RUNNING) /* what it says would not last */
-        return VHOSTI_KERNEL_FAIL(kernel, -EIO, VHOST_WHY_STATE, "GET_VRING_BASE while it runs",
-                                  -1);
+    if (kernel->running || kernel->phase == VHOSTI_KERNEL_RUNNING)
+        return -EIO; /* what it says would not last; last_error says what kept it from stopping */
     state.index = vhosti_kernel_ring_of(kernel, queue);
     code = vhosti_kernel_ioctl(kernel, vhosti_kernel_fd_of(kernel, queue), "GET_VRING_BASE",
                                VHOSTI_KERNEL_GET_VRING_BASE, &state);
@@ -1456,15 +1456,23 @@ static int vhosti_kernel_check_queues(vhost_kernel *kernel)
     return 0;
 }
 
-/* These devices do not look into their rings when they begin to run. */
-static void vhosti_kernel_kick_queues(vhost_kernel *kernel)
+static void vhosti_kernel_kick(const vhost_kernel *kernel, int fd)
 {
     const vhost_kernel_options *options = &kernel->options;
     const uint64_t one = 1;
+    ptrdiff_t count;
+    do {
+        count = options->calls->write(fd, &one, sizeof one, options->user);
+    } while (count == -EINTR);
+}
+
+/* These devices do not look into their rings when they begin to run. */
+static void vhosti_kernel_kick_queues(const vhost_kernel *kernel)
+{
     uint32_t i;
     for (i = 0; i < kernel->queue_count; i++)
         if (kernel->queues[i].wanted && kernel->queues[i].kick >= 0)
-            (void)options->calls->write(kernel->queues[i].kick, &one, sizeof one, options->user);
+            vhosti_kernel_kick(kernel, kernel->queues[i].kick);
 }
 
 static int vhosti_kernel_run(vhost_kernel *kernel)
@@ -1984,12 +1992,22 @@ static int vhosti_kernel_vdpa_remap(vhost_kernel *kernel, const vhost_table_chan
     return code < 0 ? code : vhosti_kernel_vdpa_map_regions(kernel, added, added_count);
 }
 
-/* As one batch, if the device can; it ends in any case. */
+static uint32_t vhosti_kernel_vdpa_count_orders(const vhost_kernel *kernel,
+                                                const vhost_table_change *change)
+{
+    return kernel->maps_unknown || change->from == NULL
+               ? change->to->count + (kernel->mapped ? 1 : 0)
+               : change->removed_count + change->added_count;
+}
+
+/* As one batch, if the device can; it ends in any case. A lone message goes without, as the kernel
+   does not tell what is refused in a batch of VDUSE. */
 static int vhosti_kernel_vdpa_remap_batch(vhost_kernel *kernel, const vhost_table_change *change)
 {
     vhost_error why;
     int code, end;
-    if (!vhosti_kernel_vdpa_has(kernel, VHOSTI_KERNEL_IOTLB_BATCH))
+    if (!vhosti_kernel_vdpa_has(kernel, VHOSTI_KERNEL_IOTLB_BATCH) ||
+        vhosti_kernel_vdpa_count_orders(kernel, change) < 2)
         return vhosti_kernel_vdpa_remap(kernel, change);
     code = vhosti_kernel_vdpa_order(kernel, VHOSTI_KERNEL_BATCH_BEGIN, 0, 0, 0);
     if (code < 0)
