@@ -39,15 +39,19 @@ demo: build/examples/vhost_net build/examples/vhost_user_net ## run the network 
 	@echo
 	@build/examples/vhost_user_net
 
+# One after the other, as they are read. Told "kernel", an example may not fall back to anything.
 .PHONY: demo-vm
-demo-vm: build/examples/vhost_net ## run it on real Linux kernels, each in a virtual machine
-	@tests/support/setup.sh vm
-	@$(MAKE) --no-print-directory -k -j$(JOBS) -Otarget $(KERNELS:%=demo-vm-%)
+demo-vm: ## run the kernel examples (net, vsock, scsi, vdpa) on real Linux kernels, in virtual machines
+	@tests/support/setup.sh vm vdpa
+	@$(MAKE) --no-print-directory $(KERNELS:%=demo-vm-%)
 
-.PHONY: $(KERNELS:%=demo-vm-%)
-$(KERNELS:%=demo-vm-%): demo-vm-%:
-	@echo "---- Linux $* ----"
-	@$(call vm,$*,examples/vhost_net.c) build/examples/vhost_net kernel
+define demo_vm
+.PHONY: demo-vm-$(1)
+demo-vm-$(1): $(patsubst %,build/examples/%,$(call on,$(1),examples,$(EXAMPLES_VM)))
+	$(foreach e,$(call on,$(1),examples,$(EXAMPLES_VM)),
+	@printf '\n---- $(e) on Linux $(1) ----\n\n'
+	@$$(call vm,$(1),examples/$(e).c) build/examples/$(e) kernel)
+endef
 
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
@@ -190,6 +194,7 @@ ifeq ($(GREATEST_DIR),)
 	@$(TALLY) skip "tests on real kernels, and with real back-ends" "no greatest.h"
 endif
 $(foreach kernel,$(KERNELS),$(eval $(call kernel_lane,$(kernel))))
+$(foreach kernel,$(KERNELS),$(eval $(call demo_vm,$(kernel))))
 
 .PHONY: $(REAL_HOST:%=real-host-%)
 lane-real: $(REAL_HOST:%=real-host-%)

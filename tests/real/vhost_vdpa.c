@@ -257,10 +257,12 @@ TEST more_queues_than_it_has_are_refused(vdpa_machine *m)
     PASS();
 }
 
+#define GET_STATUS _IOR(0xAF, 0x71, uint8_t)
+
 static int status_of(vdpa_machine *m)
 {
     uint8_t status = 0;
-    int code = vhost_kernel_ioctl(&m->vdpa, "GET_STATUS", _IOR(0xAF, 0x71, uint8_t), &status);
+    int code = vhost_kernel_ioctl(&m->vdpa, "GET_STATUS", GET_STATUS, &status);
     return code < 0 ? code : status;
 }
 
@@ -434,7 +436,7 @@ TEST twenty_lives_leave_nothing_behind(vdpa_machine *m)
     return vdpa_machine_flows(m);
 }
 
-TEST a_cleanup_and_an_init_go_on_with_the_same_fd(vdpa_machine *m)
+TEST a_cleanup_and_an_init_go_on(vdpa_machine *m)
 {
     ASSERT_OK(vdpa_machine_running(m));
     for (int i = 0; i < 3; i++) {
@@ -752,6 +754,26 @@ TEST a_passed_fd_works_until_the_device_breaks(vdpa_machine *m)
     PASS();
 }
 
+/* Somebody else may have it, too. */
+TEST a_passed_fd_is_left_at_rest(vdpa_machine *m)
+{
+    uint8_t status = 0;
+    ASSERT_OK(vdpa_machine_prepared(m));
+    int fd = open(m->path, O_RDWR | O_CLOEXEC);
+    ASSERT_OK(vhost_kernel_vdpa_open_fd(&m->vdpa, fd, &m->kernel_options));
+    ASSERT_OK(vdpa_machine_attach(m));
+    ASSERT_OK(vhost_device_start(&m->device));
+    CHECK_CALL(vdpa_machine_flows(m));
+    ASSERT_OK(ioctl(fd, GET_STATUS, &status));
+    ASSERT_UINT(0xf, status);
+    vhost_device_cleanup(&m->device);
+    ASSERT_OK(ioctl(fd, GET_STATUS, &status));
+    ASSERT_UINT(0, status);
+    ASSERT_OK(vdpa_machine_attach(m));
+    ASSERT_OK(vhost_device_start(&m->device));
+    return vdpa_machine_flows(m);
+}
+
 TEST an_fd_of_somebody_else_is_refused(vdpa_machine *m)
 {
     m->pass_fd = true;
@@ -1030,7 +1052,7 @@ SUITE(stop_and_start)
     ON_SIMULATED(a_stop_in_mid_traffic_loses_and_doubles_nothing);
     ON_ALL(starts_and_stops_leave_nothing_behind);
     ON_ALL(twenty_lives_leave_nothing_behind);
-    ON_ALL(a_cleanup_and_an_init_go_on_with_the_same_fd);
+    ON_ALL(a_cleanup_and_an_init_go_on);
     ON_ALL(it_starts_again_with_other_features);
     ON_CARD(one_queue_alone_is_refused);
     ON_ALL(migration_is_refused_with_the_reason);
@@ -1054,6 +1076,7 @@ SUITE(fds)
     ON_ALL(a_second_open_is_refused);
     ON_CARD(what_is_no_vdpa_device_is_refused);
     ON_ALL(a_passed_fd_works_until_the_device_breaks);
+    ON_ALL(a_passed_fd_is_left_at_rest);
     ON_ALL(an_fd_of_somebody_else_is_refused);
     ON_ALL(there_is_no_doorbell);
 }
