@@ -84,7 +84,7 @@ fi
 # zeros. An oops is a panic is the end (-no-reboot), so a kernel that was hurt cannot pass. (The
 # kernel's check of its timer would panic when a busy machine is too slow for it.)
 qemu=0
-timeout 60 qemu-system-x86_64 "${accel[@]}" -m 512 -nodefaults -no-user-config -display none \
+timeout 120 qemu-system-x86_64 "${accel[@]}" -m 512 -nodefaults -no-user-config -display none \
     -no-reboot -kernel "$kernel/vmlinuz" -initrd "$work/initrd" \
     -append "console=ttyS0 quiet panic=-1 oops=panic no_timer_check ipv6.disable=1" \
     -serial "file:$work/console" -serial "file:$work/output" -serial "file:$work/status" \
