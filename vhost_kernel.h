@@ -84,8 +84,8 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
    the vhost_device) and as many queues as it has, of at most vdpa.ring_max descriptors.
    vhost_kernel_vdpa_open opens it at once, since all this has to be known before there are queues.
 
-   It has no memory table. Each section is mapped for it at its guest physical address; commits send
-   differences only, as one batch if it can. Where a section takes another's place while the device
+   It has no memory table. Each section is mapped for it, at its guest physical address or where
+   options.iova_of says (then the driver has to use those addresses); commits send differences only, as one batch if it can. Where a section takes another's place while the device
    runs, it is suspended for that moment; a device that cannot be suspended and resumed becomes
    BROKEN (VHOST_WHY_KERNEL_REMAP), so give memory that comes and goes as sections of its own.
    Some devices, VDUSE and the simulator among them, reach only memory that is mapped MAP_SHARED
@@ -244,6 +244,9 @@ typedef struct vhost_kernel_options { /* zero is the default of each; copied */
     /* Of vhost_kernel_open: the last step of a start, and the first of a stop. Returns 0, or a
        negative errno: then nothing runs. NULL: there is none. */
     int (*set_running)(vhost_kernel *kernel, bool on, void *user);
+    /* vdpa: the address of guest memory for the device, where that is not its gpa; over a section it
+       goes on like the gpa, and it stays the same as long as the section does. */
+    uint64_t (*iova_of)(uint64_t gpa, void *user);
 } vhost_kernel_options;
 
 typedef struct vhost_kernel_vdpa { /* what a vDPA device says of itself */
@@ -1956,14 +1959,21 @@ static int vhosti_kernel_vdpa_unmap_all(vhost_kernel *kernel)
     return code;
 }
 
+static uint64_t vhosti_kernel_vdpa_iova_of(const vhost_kernel *kernel, uint64_t gpa)
+{
+    const vhost_kernel_options *options = &kernel->options;
+    return options->iova_of != NULL ? options->iova_of(gpa, options->user) : gpa;
+}
+
 static int vhosti_kernel_vdpa_unmap_regions(vhost_kernel *kernel, const vhost_region *regions,
                                             uint32_t count)
 {
     uint32_t i;
     int code = 0;
-    for (i = 0; i < count && code >= 0; i++)
-        code =
-            vhosti_kernel_vdpa_order(kernel, VHOST_TLB_UNMAP, 0, regions[i].gpa, regions[i].size);
+    for (i = 0; i < count && code >= 0; i++) {
+        uint64_t iova = vhosti_kernel_vdpa_iova_of(kernel, regions[i].gpa);
+        code = vhosti_kernel_vdpa_order(kernel, VHOST_TLB_UNMAP, 0, iova, regions[i].size);
+    }
     return code;
 }
 
@@ -1973,8 +1983,9 @@ static int vhosti_kernel_vdpa_map_regions(vhost_kernel *kernel, const vhost_regi
     uint32_t i;
     int code = 0;
     for (i = 0; i < count && code >= 0; i++) {
-        code = vhosti_kernel_vdpa_do_map(kernel, 0, regions[i].gpa, regions[i].size,
-                                         regions[i].host, VHOST_PERMIT_READ | VHOST_PERMIT_WRITE);
+        uint64_t iova = vhosti_kernel_vdpa_iova_of(kernel, regions[i].gpa);
+        code = vhosti_kernel_vdpa_do_map(kernel, 0, iova, regions[i].size, regions[i].host,
+                                         VHOST_PERMIT_READ | VHOST_PERMIT_WRITE);
         kernel->mapped |= code >= 0;
     }
     return code;
@@ -2112,16 +2123,17 @@ static int vhosti_kernel_vdpa_set_ring_base(void *backend, uint32_t queue, uint3
     return code;
 }
 
-/* The device sees guest physical addresses (V6). */
+/* The device sees no host addresses (V6). */
 static int vhosti_kernel_vdpa_set_ring_addresses(void *backend, uint32_t queue,
                                                  const vhost_ring_addresses *addresses)
 {
+    vhost_kernel *kernel = (vhost_kernel *)backend;
     vhosti_kernel_address address;
     memset(&address, 0, sizeof address);
-    address.desc = addresses->part[VHOST_DESC].gpa;
-    address.used = addresses->part[VHOST_USED].gpa;
-    address.avail = addresses->part[VHOST_AVAIL].gpa;
-    return vhosti_kernel_send_addresses((vhost_kernel *)backend, queue, &address);
+    address.desc = vhosti_kernel_vdpa_iova_of(kernel, addresses->part[VHOST_DESC].gpa);
+    address.used = vhosti_kernel_vdpa_iova_of(kernel, addresses->part[VHOST_USED].gpa);
+    address.avail = vhosti_kernel_vdpa_iova_of(kernel, addresses->part[VHOST_AVAIL].gpa);
+    return vhosti_kernel_send_addresses(kernel, queue, &address);
 }
 
 /* Before DRIVER_OK, as only some devices can later. Off goes the whole device. */
