@@ -85,9 +85,10 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
    vhost_kernel_vdpa_open opens it at once, since all this has to be known before there are queues.
 
    It has no memory table. Each section is mapped for it, at its guest physical address or where
-   options.iova_of says (then the driver has to use those addresses); commits send differences only, as one batch if it can. Where a section takes another's place while the device
-   runs, it is suspended for that moment; a device that cannot be suspended and resumed becomes
-   BROKEN (VHOST_WHY_KERNEL_REMAP), so give memory that comes and goes as sections of its own.
+   options.iova_of says (then the driver has to use those addresses); commits send differences only,
+   as one batch if it can. Where a section takes another's place while the device runs, it is
+   suspended for that moment; a device that cannot be suspended and resumed becomes BROKEN
+   (VHOST_WHY_KERNEL_REMAP), so give memory that comes and goes as sections of its own.
    Some devices, VDUSE and the simulator among them, reach only memory that is mapped MAP_SHARED
    from a file, and the kernel passes over any other in silence: use a memfd. Others lock what is
    mapped, all of it: RLIMIT_MEMLOCK counts, also for root. VDUSE devices may fail requests in
@@ -244,8 +245,8 @@ typedef struct vhost_kernel_options { /* zero is the default of each; copied */
     /* Of vhost_kernel_open: the last step of a start, and the first of a stop. Returns 0, or a
        negative errno: then nothing runs. NULL: there is none. */
     int (*set_running)(vhost_kernel *kernel, bool on, void *user);
-    /* vdpa: the address of guest memory for the device, where that is not its gpa; over a section it
-       goes on like the gpa, and it stays the same as long as the section does. */
+    /* vdpa: the address of guest memory for the device, where that is not its gpa; over a section
+       it goes on like the gpa, and it stays the same as long as the section does. */
     uint64_t (*iova_of)(uint64_t gpa, void *user);
 } vhost_kernel_options;
 
