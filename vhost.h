@@ -580,6 +580,7 @@ typedef struct vhost_table_change {
     const vhost_region *added;   /* in `to`, not in `from` */
     uint32_t removed_count;
     uint32_t added_count;
+    bool in_place; /* something in `added` overlaps something in `removed` */
 } vhost_table_change;
 
 /* ---- the dirty log ---- */
@@ -2036,6 +2037,22 @@ static bool vhosti_reserve_difference(vhost_vm *vm, const struct vhosti_table *f
     return grown != NULL;
 }
 
+/* Both lists ascend. */
+static bool vhosti_overlaps(const vhost_table_change *change)
+{
+    uint32_t i = 0, k = 0;
+    while (i < change->removed_count && k < change->added_count) {
+        const vhost_region *gone = &change->removed[i], *come = &change->added[k];
+        if (gone->gpa + (gone->size - 1) < come->gpa)
+            i++;
+        else if (come->gpa + (come->size - 1) < gone->gpa)
+            k++;
+        else
+            return true;
+    }
+    return false;
+}
+
 /* Both tables ascend, so one walk over both finds what was removed and added. The room was
    reserved before; `removed` grows from its front, `added` behind all that can be removed. */
 static vhost_table_change vhosti_find_change(vhost_vm *vm, const struct vhosti_table *from,
@@ -2065,6 +2082,7 @@ static vhost_table_change vhosti_find_change(vhost_vm *vm, const struct vhosti_t
             k++;
         }
     }
+    change.in_place = vhosti_overlaps(&change);
     return change;
 }
 
@@ -4354,31 +4372,12 @@ static int vhosti_check_rings_stay(vhost_device *device, const vhost_table *tabl
     return code;
 }
 
-/* Both lists ascend. */
-static bool vhosti_overlaps(const vhost_table_change *change)
-{
-    uint32_t i = 0, k = 0;
-    while (i < change->removed_count && k < change->added_count) {
-        const vhost_region *gone = &change->removed[i], *come = &change->added[k];
-        if (gone->gpa + (gone->size - 1) < come->gpa)
-            i++;
-        else if (come->gpa + (come->size - 1) < gone->gpa)
-            k++;
-        else
-            return true;
-    }
-    return false;
-}
-
 /* Region by region, memory that changes is gone for a moment: no ring may run then (U5). */
 static bool vhosti_must_pause(vhost_device *device)
 {
     struct vhosti_table *table = device->vm->tables[device->facts.profile];
-    vhost_table_change change;
-    if (device->facts.profile != VHOST_PROFILE_SLOTS || device->table == table)
-        return false;
-    change = vhosti_find_change(device->vm, device->table, table);
-    return vhosti_overlaps(&change);
+    return device->facts.profile == VHOST_PROFILE_SLOTS && device->table != table &&
+           vhosti_find_change(device->vm, device->table, table).in_place;
 }
 
 /* Of all rings, where they go on; a ring that does not say it cannot. */

@@ -2033,22 +2033,6 @@ static int vhosti_kernel_vdpa_remap_batch(vhost_kernel *kernel, const vhost_tabl
     return code;
 }
 
-static bool vhosti_kernel_vdpa_overlap(const vhost_region *a, const vhost_region *b)
-{
-    return a->gpa <= b->gpa + (b->size - 1) && b->gpa <= a->gpa + (a->size - 1);
-}
-
-/* Whether memory that is mapped would be away for a moment. */
-static bool vhosti_kernel_vdpa_changes_in_place(const vhost_table_change *change)
-{
-    uint32_t i, k;
-    for (i = 0; i < change->removed_count; i++)
-        for (k = 0; k < change->added_count; k++)
-            if (vhosti_kernel_vdpa_overlap(&change->removed[i], &change->added[k]))
-                return true;
-    return false;
-}
-
 static int vhosti_kernel_vdpa_suspend(vhost_kernel *kernel)
 {
     int code = vhosti_kernel_ioctl(kernel, 0, "VDPA_SUSPEND", VHOSTI_KERNEL_VDPA_SUSPEND, NULL);
@@ -2067,7 +2051,7 @@ static int vhosti_kernel_vdpa_resume(vhost_kernel *kernel)
     return 0;
 }
 
-/* With the device suspended, as it would find nothing in that moment (U5). */
+/* With the device suspended, as for a moment it would find nothing where memory changes (U5). */
 static int vhosti_kernel_vdpa_remap_paused(vhost_kernel *kernel, const vhost_table_change *change)
 {
     int code;
@@ -2082,7 +2066,7 @@ static int vhosti_kernel_vdpa_remap_paused(vhost_kernel *kernel, const vhost_tab
 static int vhosti_kernel_vdpa_set_table(void *backend, const vhost_table_change *change)
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
-    int code = kernel->phase == VHOSTI_KERNEL_RUNNING && vhosti_kernel_vdpa_changes_in_place(change)
+    int code = kernel->phase == VHOSTI_KERNEL_RUNNING && change->in_place
                    ? vhosti_kernel_vdpa_remap_paused(kernel, change)
                    : vhosti_kernel_vdpa_remap_batch(kernel, change);
     kernel->maps_unknown = code < 0;
