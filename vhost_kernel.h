@@ -1047,17 +1047,18 @@ static void vhosti_kernel_state_facts(const vhost_kernel *kernel, vhost_facts *f
         facts->log_obstacle = VHOST_WHY_LOG_PARTIAL;
 }
 
+/* What an fd that stays has heard of stays here as well. */
 static int vhosti_kernel_reserve_queues(vhost_kernel *kernel, uint32_t count)
 {
-    size_t size = count * sizeof *kernel->queues;
+    uint32_t before = kernel->queue_count;
     vhosti_kernel_queue *queues;
-    if (kernel->kind->run == NULL)
+    if (kernel->kind->run == NULL || count <= before)
         return 0;
-    queues =
-        (vhosti_kernel_queue *)kernel->options.allocate(kernel->queues, size, kernel->options.user);
+    queues = (vhosti_kernel_queue *)kernel->options.allocate(kernel->queues, count * sizeof *queues,
+                                                             kernel->options.user);
     if (queues == NULL)
         return VHOSTI_KERNEL_FAIL(kernel, -ENOMEM, VHOST_WHY_MEMORY, "queues", -1);
-    memset(queues, 0, size);
+    memset(queues + before, 0, (count - before) * sizeof *queues);
     kernel->queues = queues;
     kernel->queue_count = count;
     return 0;
@@ -1544,7 +1545,7 @@ static int vhosti_kernel_vsock_furnish(vhost_kernel *kernel, uint32_t i)
 static int vhosti_kernel_vsock_run(vhost_kernel *kernel, bool on)
 {
     int32_t running = on;
-    bool both = kernel->queue_count == VHOSTI_KERNEL_VSOCK_RINGS && kernel->queues[0].wanted &&
+    bool both = kernel->queue_count >= VHOSTI_KERNEL_VSOCK_RINGS && kernel->queues[0].wanted &&
                 kernel->queues[1].wanted;
     if (on && !both)
         return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_QUEUE_NOT_READY,

@@ -617,6 +617,21 @@ TEST a_queue_of_a_former_life_is_not_run(bench *b)
     PASS();
 }
 
+/* The fd stays, and the kernel's memory with it, whatever becomes of the vhost_device. */
+TEST a_passed_fd_remembers_queues_over_cleanup(bench *b)
+{
+    b->passed = true;
+    ASSERT_OK(running(b));
+    vhost_device_cleanup(&b->device);
+    ASSERT_OK(attach_device(b));
+    b->queue[b->queues - 1].ready = false;
+    ASSERT_INT(-EINVAL, vhost_device_start(&b->device));
+    CHECK_CALL(kernel_says(b, -EINVAL, VHOST_WHY_QUEUE_NOT_READY, "before"));
+    b->queue[b->queues - 1].ready = true;
+    ASSERT_OK(vhost_device_start(&b->device));
+    PASS();
+}
+
 TEST a_path_opened_anew_knows_no_former_life(bench *b)
 {
     ASSERT_OK(running(b));
@@ -2172,6 +2187,8 @@ static void numbers_and_bytes(void)
     RUN_KIND(vsock_runs_both_queues_or_none, FAKE_VSOCK);
     RUN_KIND(a_queue_of_a_former_life_is_not_run, FAKE_SCSI);
     RUN_KIND(a_queue_of_a_former_life_is_not_run, FAKE_OTHER);
+    RUN_KIND(a_passed_fd_remembers_queues_over_cleanup, FAKE_SCSI);
+    RUN_KIND(a_passed_fd_remembers_queues_over_cleanup, FAKE_OTHER);
     RUN_KIND(a_path_opened_anew_knows_no_former_life, FAKE_SCSI);
     RUN_KIND(a_path_opened_anew_knows_no_former_life, FAKE_OTHER);
     RUN_KINDS(a_device_that_runs_is_not_told_to_run);
