@@ -426,7 +426,7 @@ typedef struct vhost_queue vhost_queue;
     X(VHOST_WHY_KERNEL_SEVERED, "the vhost fd was closed when the device broke")                   \
     X(VHOST_WHY_KERNEL_STUCK, "the vhost fd keeps its IOTLB until it is closed")                   \
     X(VHOST_WHY_KERNEL_CID, "another vhost-vsock device has this guest CID")                       \
-    X(VHOST_WHY_KERNEL_TARGET, "no such SCSI target, or it is in use")                             \
+    X(VHOST_WHY_KERNEL_TARGET, "no such SCSI target, or without a nexus, or in use")               \
     X(VHOST_WHY_KERNEL_STATUS, "the vDPA device did not take this step")                           \
     X(VHOST_WHY_KERNEL_MEMLOCK, "the kernel could not map or lock it (see RLIMIT_MEMLOCK)")        \
     X(VHOST_WHY_KERNEL_IOVA, "guest memory that the vDPA device cannot address")                   \

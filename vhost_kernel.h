@@ -35,8 +35,13 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
       vhost_device_cleanup(&dev);
       vhost_kernel_close(&net);
 
-   One vhost_kernel serves one vhost_device. Only the line that opens it differs from one kind to
-   another:
+   One vhost_kernel serves one vhost_device. A path is opened by vhost_device_init, and that is when
+   a wrong one is found (a vDPA device is opened at once). Only the line that opens it differs from
+   one kind to another:
+
+      vhost_kernel_vsock_open(&vsock, "/dev/vhost-vsock", cid, NULL);
+      vhost_kernel_scsi_open(&scsi, "/dev/vhost-scsi", "naa.6001405000000001", NULL);
+      vhost_kernel_vdpa_open(&vdpa, "/dev/vhost-vdpa-0", NULL);   vdpa.vdpa says how many queues
 
       kind   its queues of the vhost_device      what remains the VMM's own
       net    pairs: receive, transmit            control queue, config space, most feature bits
@@ -67,15 +72,26 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
    A stop leaves the connections as they are; what the host sends meanwhile comes after the next
    start. They end with the fd: at cleanup, when the device breaks, and, if it was opened by path,
    at vhost_device_reset. (For that moment another process can take the CID; then reset fails.)
+   To change the CID: cleanup, close, open with the new one, init and ack again. In a migration on
+   one host, the source lets go of the CID (cleanup) before the destination's init.
    After a migration the host has no connections of this guest: put a buffer with event id 0
    (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET) into the event queue, so that the driver drops its own.
 
 4. VHOST-SCSI
 
-   Make the target first, in configfs: a backstore, a fabric directory vhost/WWPN/tpgt_1 with LUNs,
-   and a nexus. A start points the device at it, which takes from 2 to 500 ms, by number and size of
-   the queues; a stop ends that, and waits until requests in flight are done. A target serves one
-   device at a time; to the kernel one that is in use is one that is not there.
+   Make the target first, in configfs: a backstore, a vhost target with LUNs, and a nexus.
+
+      cd /sys/kernel/config/target
+      mkdir -p core/fileio_0/disk vhost/naa.6001405000000001/tpgt_1/lun/lun_0
+      echo fd_dev_name=/path/disk.img,fd_dev_size=1073741824 >core/fileio_0/disk/control
+      echo 1 >core/fileio_0/disk/enable
+      echo naa.6001405000000002 >vhost/naa.6001405000000001/tpgt_1/nexus
+      ln -s $PWD/core/fileio_0/disk vhost/naa.6001405000000001/tpgt_1/lun/lun_0/disk
+
+   The driver finds it as target 1, the number of tpgt_1: so max_target of the config space.
+   A start points the device at the target, which takes from 2 to 500 ms, by number and size of the
+   queues; a stop ends that, and waits until requests in flight are done. A target serves one device
+   at a time; to the kernel one that is in use is one that is not there.
 
 5. VHOST-VDPA
 
@@ -138,7 +154,8 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
 
    A device that broke needs its fds opened anew: vhost_device_reset does it if they were opened by
    path; else it fails, and last_error of the vhost_kernel says VHOST_WHY_KERNEL_SEVERED. Reasons of
-   the kernel are always there: device.last_error names the operation, this one the ioctl.
+   the kernel are always there: device.last_error names the operation (if its op is not NONE), this
+   one the ioctl.
 
    Of vsock, scsi and others the kernel runs every ring that an fd ever heard of. So
    vhost_device_reset opens a path again, and on a passed fd a start fails that leaves out a queue
@@ -326,9 +343,11 @@ struct vhost_kernel {
    Threads: attach is like vhost_queue_start, ioctl, the events missed and the doorbells are like
    vhost_device_get_config, all others are like vhost_device_init. Pointers are not NULL, options
    may be. A path is shorter than 64 bytes. Each open fails with -EINVAL for an argument, -ENOMEM,
-   and as it says; then there is nothing to close. */
+   and as it says; then there is nothing to close. An object that is open is to be closed before it
+   is opened again. VHOST_WHY_KERNEL_... stand in kernel->last_error.why. */
 
-/* The back-end operations for vhost_device_init, of an open vhost_kernel, its `backend`. */
+/* The back-end operations for vhost_device_init, whose `backend` is then this vhost_kernel. (One
+   that could not be opened is refused there.) */
 VHOST_API const vhost_backend_ops *vhost_kernel_ops(const vhost_kernel *kernel);
 
 /* ---- vhost-net ---- */
@@ -424,8 +443,8 @@ VHOST_API int vhost_kernel_ioctl(vhost_kernel *kernel, const char *name, unsigne
    device is initialised. If the kernel refuses, the one before stays. */
 VHOST_API int vhost_kernel_set_log_fd(vhost_kernel *kernel, int fd);
 
-/* Closes all fds that are ours. After vhost_device_cleanup; may be repeated, and does nothing to a
-   zeroed object. */
+/* Closes all fds that are ours. After vhost_device_cleanup, which needs them; may be repeated, and
+   does nothing to a zeroed object. */
 VHOST_API void vhost_kernel_close(vhost_kernel *kernel);
 
 #ifdef __cplusplus
@@ -733,12 +752,18 @@ static int vhosti_kernel_fail(vhost_kernel *kernel, int code, vhost_why why, uin
 #define VHOSTI_KERNEL_FAIL(kernel, code, why, what, pair)                                          \
     vhosti_kernel_fail((kernel), (code), (why), __LINE__, (what), (int64_t)(pair))
 
+/* -1: it is not open. */
+static int vhosti_kernel_fd_number(const vhost_kernel *kernel, uint32_t i)
+{
+    return i < kernel->fd_count ? kernel->fds[i].fd : -1;
+}
+
 /* One ioctl on one fd. What the kernel does not know is -ENOTSUP. */
 static int vhosti_kernel_ioctl(vhost_kernel *kernel, uint32_t i, const char *name,
                                unsigned long request, void *argument)
 {
     const vhost_kernel_options *options = &kernel->options;
-    int fd = kernel->fds[i].fd, code;
+    int fd = vhosti_kernel_fd_number(kernel, i), code;
     if (fd < 0)
         return VHOSTI_KERNEL_FAIL(kernel, -ENODEV, VHOST_WHY_KERNEL_SEVERED, name, i);
     do {
@@ -1070,7 +1095,7 @@ static int vhosti_kernel_op_open(void *backend, vhost_device *device, vhost_fact
     uint32_t i;
     int code;
     if (kernel->fd_count == 0)
-        return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT, "not opened", -1);
+        return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT, "an object not open", -1);
     code = vhosti_kernel_reserve_queues(kernel, device->queue_count);
     kernel->device = device;
     facts->offered.word[0] = facts->offered.word[1] = UINT64_MAX;
@@ -1512,7 +1537,7 @@ static int vhosti_kernel_op_set_running(void *backend, bool on)
 static void vhosti_kernel_op_sever(void *backend)
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
-    if (kernel->fds[0].fd >= 0)
+    if (vhosti_kernel_fd_number(kernel, 0) >= 0)
         (void)vhosti_kernel_op_set_running(kernel, false);
     vhosti_kernel_close_fds(kernel);
 }
@@ -1535,10 +1560,13 @@ static int vhosti_kernel_op_reset(void *backend)
 static int vhosti_kernel_vsock_furnish(vhost_kernel *kernel, uint32_t i)
 {
     uint64_t cid = kernel->cid;
+    char what[40];
     int code =
         vhosti_kernel_ioctl(kernel, i, "VSOCK_SET_GUEST_CID", VHOSTI_KERNEL_VSOCK_SET_CID, &cid);
-    if (code == -EADDRINUSE)
-        return VHOSTI_KERNEL_FAIL(kernel, code, VHOST_WHY_KERNEL_CID, "VSOCK_SET_GUEST_CID", i);
+    if (code == -EADDRINUSE) {
+        (void)snprintf(what, sizeof what, "VSOCK_SET_GUEST_CID %lu", (unsigned long)cid);
+        return VHOSTI_KERNEL_FAIL(kernel, code, VHOST_WHY_KERNEL_CID, what, i);
+    }
     return code;
 }
 
@@ -1618,7 +1646,7 @@ VHOST_KERNEL_DEF int vhost_kernel_ioctl(vhost_kernel *kernel, const char *name,
                                         unsigned long request, void *argument)
 {
     if (kernel->fd_count == 0)
-        return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT, "not opened", -1);
+        return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT, "an object not open", -1);
     return vhosti_kernel_ioctl(kernel, 0, name, request, argument);
 }
 
@@ -1652,7 +1680,7 @@ static int vhosti_kernel_step_order(vhost_kernel *kernel, uint32_t i, const void
     size_t place = vhosti_kernel_body_place(kernel), size = place + sizeof(vhosti_kernel_body);
     uint32_t version = vhosti_kernel_version(kernel);
     ptrdiff_t count;
-    if (kernel->fds[i].fd < 0)
+    if (vhosti_kernel_fd_number(kernel, i) < 0)
         return VHOSTI_KERNEL_FAIL(kernel, -ENODEV, VHOST_WHY_KERNEL_SEVERED, "IOTLB message", i);
     memset(message, 0, sizeof message);
     memcpy(message, &version, sizeof version);
@@ -2164,8 +2192,9 @@ static int vhosti_kernel_vdpa_get_ring_base(void *backend, uint32_t queue, vhost
     vhost_kernel *kernel = (vhost_kernel *)backend;
     if (kernel->phase == VHOSTI_KERNEL_SUSPENDED || kernel->phase == VHOSTI_KERNEL_RUNNING)
         return vhosti_kernel_op_get_ring_base(backend, queue, base);
-    base->answered = kernel->phase == VHOSTI_KERNEL_FRESH;
-    base->value = kernel->queues[queue].base;
+    base->answered = kernel->phase == VHOSTI_KERNEL_FRESH && queue < kernel->queue_count;
+    if (base->answered)
+        base->value = kernel->queues[queue].base;
     return 0;
 }
 
@@ -2283,8 +2312,7 @@ VHOST_KERNEL_DEF int vhost_kernel_vdpa_map_doorbell(vhost_kernel *kernel, uint32
     const vhost_kernel_options *options = &kernel->options;
     size_t size = (size_t)sysconf(_SC_PAGESIZE);
     int code;
-    if (kernel->fd_count == 0 || kernel->fds[0].fd < 0 ||
-        (kernel->rings != 0 && queue >= kernel->rings))
+    if (vhosti_kernel_fd_number(kernel, 0) < 0 || (kernel->rings != 0 && queue >= kernel->rings))
         return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT, "doorbell", 0);
     code =
         options->calls->map(kernel->fds[0].fd, queue * (uint64_t)size, size, page, options->user);
@@ -2318,7 +2346,7 @@ static int vhosti_kernel_vdpa_op_open(void *backend, vhost_device *device, vhost
 static void vhosti_kernel_vdpa_let_go(vhost_kernel *kernel)
 {
     vhost_error why = kernel->last_error;
-    if (kernel->fds[0].fd < 0)
+    if (vhosti_kernel_fd_number(kernel, 0) < 0)
         return;
     (void)vhosti_kernel_vdpa_reset(kernel);
     (void)vhosti_kernel_vdpa_unmap_all(kernel);
@@ -2507,7 +2535,7 @@ static const struct vhosti_kernel_kind vhosti_kernel_other = {
 
 VHOST_KERNEL_DEF const vhost_backend_ops *vhost_kernel_ops(const vhost_kernel *kernel)
 {
-    return kernel->kind->ops;
+    return kernel->kind != NULL ? kernel->kind->ops : &vhosti_kernel_net_operations;
 }
 
 /* ---- open, close ---- */
@@ -2526,7 +2554,8 @@ static int vhosti_kernel_set_path(vhost_kernel *kernel, const char *path)
 {
     size_t length = strlen(path);
     if (length == 0 || length >= sizeof kernel->path)
-        return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT, "length of path", -1);
+        return VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT,
+                                  "length of path, which is 1 to 63", -1);
     memcpy(kernel->path, path, length + 1);
     return 0;
 }
@@ -2545,6 +2574,9 @@ static int vhosti_kernel_init(vhost_kernel *kernel, const struct vhosti_kernel_k
     kernel->maps_unknown = true;
     vhosti_kernel_resolve_options(kernel, options);
     code = path != NULL ? vhosti_kernel_set_path(kernel, path) : 0;
+    for (i = 0; i < count && path == NULL && code == 0; i++)
+        if (fds[i] < 0)
+            code = VHOSTI_KERNEL_FAIL(kernel, -EINVAL, VHOST_WHY_ARGUMENT, "a passed fd", i);
     if (code < 0)
         return code;
     kernel->fds = (vhosti_kernel_fd *)kernel->options.allocate(NULL, count * sizeof *kernel->fds,
@@ -2555,7 +2587,7 @@ static int vhosti_kernel_init(vhost_kernel *kernel, const struct vhosti_kernel_k
     kernel->fd_count = count;
     kernel->rings = count * kind->fd_rings;
     for (i = 0; i < count; i++) {
-        kernel->fds[i].fd = fds != NULL ? fds[i] : -1;
+        kernel->fds[i].fd = path == NULL ? fds[i] : -1;
         kernel->fds[i].tap = -1;
     }
     return 0;
@@ -2601,7 +2633,8 @@ static int vhosti_kernel_vsock_init(vhost_kernel *kernel, const char *path, int 
 {
     int code;
     if (cid < VHOSTI_KERNEL_VSOCK_FIRST_CID || cid >= UINT32_MAX)
-        return vhosti_kernel_refuse(kernel, &vhosti_kernel_vsock, "guest CID");
+        return vhosti_kernel_refuse(kernel, &vhosti_kernel_vsock,
+                                    "guest CID, which is 3 to 0xfffffffe");
     code = vhosti_kernel_init(kernel, &vhosti_kernel_vsock, path, &fd, 1, options);
     kernel->cid = cid;
     return code;
@@ -2625,7 +2658,8 @@ static int vhosti_kernel_scsi_init(vhost_kernel *kernel, const char *path, int f
     size_t length = strlen(wwpn);
     int code;
     if (length == 0 || length >= sizeof kernel->wwpn)
-        return vhosti_kernel_refuse(kernel, &vhosti_kernel_scsi, "length of wwpn");
+        return vhosti_kernel_refuse(kernel, &vhosti_kernel_scsi,
+                                    "length of wwpn, which is 1 to 223");
     code = vhosti_kernel_init(kernel, &vhosti_kernel_scsi, path, &fd, 1, options);
     memcpy(kernel->wwpn, wwpn, length + 1);
     return code;
@@ -2718,7 +2752,7 @@ VHOST_KERNEL_DEF void vhost_kernel_close(vhost_kernel *kernel)
     vhosti_kernel_free(kernel, kernel->queues);
     vhosti_kernel_free(kernel, kernel->spaces);
     kernel->fds = NULL;
-    kernel->fd_count = 0;
+    kernel->fd_count = kernel->rings = 0;
     kernel->room = NULL;
     kernel->room_size = 0;
     kernel->queues = NULL;

@@ -617,6 +617,36 @@ TEST a_queue_of_a_former_life_is_not_run(bench *b)
     PASS();
 }
 
+/* A mistake of the caller, who is told, and nothing worse. */
+TEST an_object_that_is_closed_too_early_breaks_its_device(bench *b)
+{
+    ASSERT_OK(running(b));
+    vhost_kernel_close(&b->vhost);
+    ASSERT_INT(-ENODEV, vhost_device_stop(&b->device));
+    ASSERT_INT(VHOST_STATE_BROKEN, b->device.state);
+    vhost_device_cleanup(&b->device);
+    PASS();
+}
+
+TEST an_fd_that_is_none_is_refused(bench *b)
+{
+    const int none = -1;
+    ASSERT_INT(-EINVAL, vhost_kernel_net_open_fds(&b->vhost, &none, &none, 1, &b->options));
+    ASSERT_INT(-EINVAL, vhost_kernel_vsock_open_fd(&b->vhost, none, 3, &b->options));
+    ASSERT_INT(-EINVAL, vhost_kernel_scsi_open_fd(&b->vhost, none, "naa.1", &b->options));
+    ASSERT_INT(-EINVAL, vhost_kernel_vdpa_open_fd(&b->vhost, none, &b->options));
+    ASSERT_INT(-EINVAL, vhost_kernel_open_fd(&b->vhost, none, 1, &b->options));
+    return kernel_says(b, -EINVAL, VHOST_WHY_ARGUMENT, "fd");
+}
+
+TEST an_object_that_was_never_opened_is_refused(bench *b)
+{
+    memset(&b->vhost, 0, sizeof b->vhost);
+    ASSERT_INT(-EINVAL, init_device(b));
+    ASSERT(strstr(b->device.last_error.text, "not open") != NULL);
+    PASS();
+}
+
 /* The fd stays, and the kernel's memory with it, whatever becomes of the vhost_device. */
 TEST a_passed_fd_remembers_queues_over_cleanup(bench *b)
 {
@@ -2187,6 +2217,9 @@ static void numbers_and_bytes(void)
     RUN_KIND(vsock_runs_both_queues_or_none, FAKE_VSOCK);
     RUN_KIND(a_queue_of_a_former_life_is_not_run, FAKE_SCSI);
     RUN_KIND(a_queue_of_a_former_life_is_not_run, FAKE_OTHER);
+    RUN_KINDS(an_object_that_is_closed_too_early_breaks_its_device);
+    RUN_KIND(an_fd_that_is_none_is_refused, FAKE_OTHER);
+    RUN_KIND(an_object_that_was_never_opened_is_refused, FAKE_OTHER);
     RUN_KIND(a_passed_fd_remembers_queues_over_cleanup, FAKE_SCSI);
     RUN_KIND(a_passed_fd_remembers_queues_over_cleanup, FAKE_OTHER);
     RUN_KIND(a_path_opened_anew_knows_no_former_life, FAKE_SCSI);
