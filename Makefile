@@ -39,6 +39,10 @@ demo: build/examples/vhost_net build/examples/vhost_user_net ## run the network 
 	@echo
 	@build/examples/vhost_user_net
 
+.PHONY: demo-migrate
+demo-migrate: build/examples/migrate ## a guest moves to another process while its devices work
+	@build/examples/migrate
+
 # One after the other, as they are read. Told "kernel", an example may not fall back to anything.
 .PHONY: demo-vm
 demo-vm: ## run the kernel examples (net, vsock, scsi, vdpa) on real Linux kernels, in virtual machines
@@ -246,6 +250,8 @@ build/unit/%:
 
 EXAMPLES_SHARED = $(MEMORY_BACKEND) $(basename $(wildcard examples/common/*.c))
 build/examples/vhost_user_net: build/cc/tests/support/user_backend.o
+build/examples/migrate: $(patsubst %.c,build/cc/%.o,$(wildcard examples/migrate/*.c)) \
+    build/cc/tests/support/user_backend.o build/cc/tests/support/real_backend.o
 build/examples/%: build/cc/examples/%.o $(EXAMPLES_SHARED:%=build/cc/%.o)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -pthread $^ -o $@

@@ -227,35 +227,68 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
    device, or, knowing the device, take the guess by setting CERTAIN. The driver's view of what was
    signalled (signalled_used, of event indexes) is void after any stop: recompute it.
    Without used_certain, buffers between position.used and position.avail are still in flight,
-   though the back-end should have waited for them: only this back-end, or a record of requests in
-   flight, can finish them. Do not migrate, nor take its memory away, before they are used.
+   though the back-end should have waited for them (QEMU's disk 7.2, for one, does not always): only
+   this back-end, or a record of requests in flight, can finish them. Do not migrate, nor take its
+   memory away, before vhost_device_settled says that they are used.
    Packed positions: bits 0-14 index, bit 15 wrap counter, as in virtio.
    call_fd -1 is a queue without an interrupt vector. kick_fd -1 is a back-end that polls.
    While a queue is masked its calls go to a notifier of the library: vhost_queue_pending tests it,
    and vhost_queue_unmask returns 1 if a call came while masked, so none is lost.
 
-9. MIGRATION: THE DIRTY LOG
+9. MIGRATING
 
-   vhost_log_start makes all devices of the VM log the pages they write, or none; vhost_log_blocker
-   says which device stands in the way, and why. While the VM logs, a device that cannot log is
-   refused at init, and those that start log from the start. vhost_log_sync takes and clears the
-   bits of a range, in one pass for all devices, and hands them to a sink: ranges of dirty pages, or
-   your own bitmap, OR-ed into. Bits leave the log by sync or log_stop only: not when a device
-   stops, breaks, or is cleaned up, nor when memory comes or goes. A device that stops leaves its
-   used rings dirty, so sync once more after the last stop.
+   Memory is copied while the guest runs, in rounds, each with what was written in the one before;
+   then all stops, and the rest follows. The guest's own writes are in the dirty log of the
+   hypervisor, those of devices are here. examples/migrate.c does all of this.
 
-      each round            vhost_log_sync; send the dirty pages (the hypervisor's own dirty log has
-                            those that the guest wrote: OR both)
-      switch-over           vhost_device_stop on all; last vhost_log_sync; send the positions
-      on the other side     vhost_queue.position = {CERTAIN, avail, used}, then vhost_device_start
-      at the end            vhost_log_stop
+      source                        and if it fails
+      vhost_log_blocker             names a device that cannot log, and why: no migration, unless
+                                    the device is unplugged
+      vhost_log_start               no device logs; all goes on as before
+      each round, for each piece    (only for mistakes of the caller)
+      of memory: vhost_log_sync
+      vhost_memory_commit           as ever: memory may come and go on the way. Tell the other side,
+                                    and sync before memory goes
+      -- the virtual processors stop --
+      vhost_device_stop, all        goes on to the end. Certain positions may be sent, whatever it
+                                    returned (BROKEN: chapter 5). A GUESSED one not: start here
+                                    again, or have the driver reset the device (NEEDS_RESET)
+      vhost_device_settled          0: wait, and ask again; without a record of requests in flight
+                                    nobody else can finish them
+      vhost_log_sync, once more     used rings are dirty since the stop
+      send, of each device          device.acked; of each queue: ready, size, desc, avail, used, and
+                                    position.avail and .used; what it has to tell on its own
+                                    (vhost_user.h, chapter 5); config space, if it is the back-end's
+      vhost_log_stop                a device that does not stop logging is BROKEN
 
-   A log has one bit per 4 KiB from gpa 0 to the end of what back-ends may write; it grows before
-   the back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds
-   outside of every section is dropped, and counted: sync before a commit that takes away memory
-   which may come back. The devices of one kind share one log, so that a process that is a back-end
-   could clear the bits of another, unless one of the two has vhost_device_options.own_log. A log of
-   its own costs as much memory again, and a pass of each sync.
+      destination                   and if it fails
+      vhost_device_init             before the source stops, as it takes time: the same kind of
+                                    back-end, the same number of queues
+      vhost_memory_commit           the same memory at the same gpas; the source's order of events
+      vhost_device_ack              -EINVAL: this back-end lacks a feature that the driver has in
+                                    use: go on at the source
+      fill the queues               position = {VHOST_POSITION_CERTAIN, avail, used}; kick_fd and
+                                    call_fd are new
+      vhost_device_start            go on at the source, or try again
+      signal each call_fd           an interrupt may have been on its way, and one too many is
+                                    harmless; kicks need no repetition, start looks into the rings
+
+   Until a device was started on the other side, the source has all that is needed: there
+   vhost_device_start goes on, and so does the log. From then on it must not: close it.
+   A device that breaks on the way is no obstacle: what it has written is in the log, also after it
+   has gone. It may be recovered meanwhile (it logs again), or be sent as it is.
+
+   The log. vhost_log_start makes all devices of the VM log the pages they write, or none. While the
+   VM logs, a device that cannot log is refused at init, and those that start log from the start.
+   vhost_log_sync takes and clears the bits of a range, in one pass for all devices, and hands them
+   to a sink: ranges of dirty pages, or your own bitmap, OR-ed into. Bits leave the log by sync or
+   log_stop only: not when a device stops, breaks, or is cleaned up, nor when memory comes or goes.
+   It has one bit per 4 KiB from gpa 0 to the end of what back-ends may write; it grows before the
+   back-ends' tables do, and shrinks after them, once it is clean there. What a sync finds outside
+   of every section is dropped, and counted. The devices of one kind share one log, so that a
+   process that is a back-end could clear the bits of another, unless one of the two has
+   vhost_device_options.own_log. A log of its own costs as much memory again, and a pass of each
+   sync.
 
 10. BEHIND A vIOMMU
 
@@ -286,10 +319,10 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 12. THREADS
 
    Readers and one writer. vhost_vm_*, vhost_memory_begin/add/commit/abort, vhost_log_*,
-   vhost_device_init/cleanup/ack/start/stop/reset/recover need the VM to themselves: no other call
-   on the VM or any of its devices at the same time. vhost_queue_*, vhost_device_process, _poll_fds,
-   _table, _get_config, _set_config, _unmapped and vhost_iotlb_message need their device to
-   themselves: one thread per device. vhost_memory_find, vhost_memory_free_slots and
+   vhost_device_init/cleanup/ack/start/stop/settled/reset/recover need the VM to themselves: no
+   other call on the VM or any of its devices at the same time. vhost_queue_*, vhost_device_process,
+   _poll_fds, _table, _get_config, _set_config, _unmapped and vhost_iotlb_message need their device
+   to themselves: one thread per device. vhost_memory_find, vhost_memory_free_slots and
    vhost_device_offer may run beside those. A readers-writer lock of the VMM says exactly this.
    Callbacks of different devices can run side by side.
 
@@ -697,6 +730,7 @@ struct vhost_queue {
     vhost_ring_base base;
     vhost_event masked_event;
     vhost_event error_event;
+    bool unsettled;              /* it was stopped with buffers in flight */
     bool misled;                 /* it may have run with other parameters than it was to have */
     bool paused;                 /* in a commit: stopped, and to go on with the new table */
     bool swapped;                /* SET_VRING_ENDIAN was sent */
@@ -1054,6 +1088,11 @@ VHOST_API int vhost_device_start(vhost_device *device);
 
 /* Takes the queues back. Always completes, returns the first error; see manual, chapter 5. */
 VHOST_API int vhost_device_stop(vhost_device *device);
+
+/* Whether a device that was stopped has used all buffers that it had taken. Looks at its rings once
+   more, and updates position.used and used_certain. Returns 1, or 0 if it has not, or if nobody can
+   see it (packed rings, and behind a vIOMMU). -EBUSY: it is RUNNING. Threads: as the stop. */
+VHOST_API int vhost_device_settled(vhost_device *device);
 
 /* Virtio device reset: resets the back-end (if it can), and clears the features acknowledged and,
    of each queue, ready, addresses and position. kick_fd, call_fd, size, busy_loop_us and the mask
@@ -3108,6 +3147,7 @@ static void vhosti_submit_kick(vhost_device *device, uint32_t i)
     if (device->batch.error == 0) {
         queue->base.answered = false;
         queue->misled = false;
+        queue->unsettled = false;
         queue->started = true;
     }
     VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_KICK, i, queue->kick_fd,
@@ -3184,10 +3224,28 @@ static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
     if (queue->started && queue->position.state == VHOST_POSITION_GUESSED)
         vhosti_note(device, VHOST_WHY_POSITION_GUESSED, (int)(queue - device->queues),
                     "%u in queue %ld", queue->position.avail, (long)(queue - device->queues));
+    if (queue->started)
+        queue->unsettled = answered && !queue->position.used_certain;
     if (held && device->vm->logging)
         vhosti_mark_ring(device, queue);
     vhosti_unmap_ring(device, queue, held);
     queue->started = queue->paused = false;
+}
+
+/* A back-end that did not wait for its buffers may have used them by now. */
+static void vhosti_look_again(vhost_device *device, vhost_queue *queue)
+{
+    vhost_mapping *ring = &queue->rings.part[VHOST_USED];
+    vhost_position *position = &queue->position;
+    if (!queue->unsettled || vhosti_is_packed(device) || device->behind_viommu ||
+        vhosti_map_part(device, ring, false) != VHOST_WHY_NONE)
+        return;
+    position->used = vhosti_ring_index(device, queue, VHOST_USED);
+    position->used_certain = position->used == position->avail;
+    queue->unsettled = !position->used_certain;
+    if (device->vm->logging)
+        vhosti_mark_ring(device, queue);
+    vhosti_unmap_part(device, ring, false);
 }
 
 /* ---- masks (K1) ---- */
@@ -3922,6 +3980,20 @@ VHOST_DEF int vhost_device_stop(vhost_device *device)
     return 0;
 }
 
+VHOST_DEF int vhost_device_settled(vhost_device *device)
+{
+    uint32_t i;
+    int settled = 1;
+    if (device->state == VHOST_STATE_RUNNING)
+        return vhosti_wrong_state(device, "settled");
+    for (i = 0; i < device->queue_count; i++) {
+        vhosti_look_again(device, &device->queues[i]);
+        if (device->queues[i].unsettled)
+            settled = 0;
+    }
+    return settled;
+}
+
 /* ---- one queue of a running device (VIRTIO_F_RING_RESET) ---- */
 
 static int vhosti_check_queue_call(vhost_device *device, uint32_t index, const char *call)
@@ -3993,6 +4065,7 @@ static void vhosti_reset_queue(vhost_device *device, vhost_queue *queue)
     queue->ready = false;
     queue->desc = queue->avail = queue->used = 0;
     memset(&queue->position, 0, sizeof queue->position);
+    queue->unsettled = false;
     vhosti_forget_event(device, &queue->masked_event);
     vhosti_forget_event(device, &queue->error_event);
 }

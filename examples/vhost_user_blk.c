@@ -179,7 +179,7 @@ static bool agree_on_features(demo *d)
 static bool start(demo *d)
 {
     if (!agree_on_features(d) ||
-        !TRY(blk_driver_open(&d->driver, d->ram.host, (int)d->device.queue_count)))
+        !TRY(blk_driver_open(&d->driver, d->ram.host, 0, (int)d->device.queue_count)))
         return false;
     for (int i = 0; i < d->driver.count; i++) {
         const blk_queue *from = &d->driver.queues[i];

@@ -349,7 +349,7 @@ static bool open_disk(demo *d)
     d->work = (blk_work){.driver = &d->disk, .place = size - AREA_SIZE, .size = AREA_SIZE};
     if (d->original == NULL || d->pattern == NULL)
         return FAIL("no memory");
-    return TRY(blk_driver_open(&d->disk, d->ram.host, (int)d->queue_count));
+    return TRY(blk_driver_open(&d->disk, d->ram.host, 0, (int)d->queue_count));
 }
 
 static bool disk_moves_data(demo *d)

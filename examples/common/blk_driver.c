@@ -5,6 +5,7 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -14,30 +15,41 @@ typedef struct blk_header { /* little-endian */
     uint64_t sector;
 } blk_header;
 
-enum { /* where things stand in the memory of a queue; the ring is at its beginning */
+/* Where things stand in the memory of a queue; its ring is at the beginning, but for the used ring,
+   which has a page of its own: the driver never writes there. */
+enum {
     HEADERS = 2048,
     STATUSES = HEADERS + BLK_DEPTH * (int)sizeof(blk_header),
-    BUFFERS = 4096,
+    USED = 4096,
+    BUFFERS = 2 * 4096,
     NOT_WRITTEN = 0xff /* no status: 0 is success, 1 and 2 are failures */
 };
+
+static void open_ring(blk_queue *queue)
+{
+    memset(queue->memory, 0, HEADERS);
+    memset(queue->memory + USED, 0, BUFFERS - USED);
+    split_ring_init(&queue->ring, BLK_RING_SIZE, queue->memory, queue->gpa);
+    queue->ring.used = (ring_used *)(void *)(queue->memory + USED);
+    queue->ring.used_gpa = queue->gpa + USED;
+    queue->in_flight = queue->kicked = 0;
+}
 
 static void open_queue(blk_queue *queue, uint8_t *memory, uint64_t gpa)
 {
     queue->memory = memory;
     queue->gpa = gpa;
-    split_ring_init(&queue->ring, BLK_RING_SIZE, memory, gpa);
-    for (int i = 0; i < BLK_DEPTH; i++)
-        queue->requests[i].data = memory + BUFFERS + i * BLK_BUFFER;
+    open_ring(queue);
 }
 
-int blk_driver_open(blk_driver *driver, void *memory, int count)
+int blk_driver_open(blk_driver *driver, void *memory, uint64_t gpa, int count)
 {
     uint8_t *bytes = memory;
     *driver = (blk_driver){.count = count};
     for (int i = 0; i < count; i++) {
         blk_queue *queue = &driver->queues[i];
         size_t at = (size_t)i * BLK_QUEUE_BYTES;
-        open_queue(queue, bytes + at, at);
+        open_queue(queue, bytes + at, gpa + at);
         queue->kick = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         queue->call = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         if (queue->kick < 0 || queue->call < 0)
@@ -58,10 +70,15 @@ void blk_driver_close(blk_driver *driver)
 
 blk_request *blk_driver_idle(blk_driver *driver, int queue)
 {
-    for (int i = 0; i < BLK_DEPTH; i++)
-        if (!driver->queues[queue].requests[i].in_flight)
-            return &driver->queues[queue].requests[i];
-    return NULL;
+    blk_queue *at = &driver->queues[queue];
+    int slot = 0;
+    while (slot < BLK_DEPTH && at->requests[slot].in_flight)
+        slot++;
+    if (slot == BLK_DEPTH)
+        return NULL;
+    at->requests[slot].data = at->memory + BUFFERS + slot * BLK_BUFFER;
+    at->requests[slot].gpa = at->gpa + BUFFERS + (uint64_t)slot * BLK_BUFFER;
+    return &at->requests[slot];
 }
 
 static uint8_t *status_of(blk_queue *queue, unsigned slot)
@@ -76,7 +93,7 @@ void blk_driver_submit(blk_driver *driver, int queue, blk_request *request)
     size_t header_at = HEADERS + slot * sizeof(blk_header);
     ring_piece pieces[3] = {
         {at->gpa + header_at, sizeof(blk_header), false},
-        {at->gpa + BUFFERS + (uint64_t)slot * BLK_BUFFER, request->size, request->verb == BLK_READ},
+        {request->gpa, request->size, request->verb == BLK_READ},
         {at->gpa + STATUSES + slot, 1, true},
     };
     blk_header *header = (void *)(at->memory + header_at);
@@ -98,6 +115,17 @@ void blk_driver_kick(blk_driver *driver)
         if (split_ring_wants_kick(&queue->ring) &&
             write(queue->kick, &one, sizeof one) != sizeof one)
             driver->fault = "a kick could not be written";
+    }
+}
+
+void blk_driver_again(blk_driver *driver)
+{
+    for (int i = 0; i < driver->count; i++) {
+        blk_queue *queue = &driver->queues[i];
+        open_ring(queue);
+        for (int k = 0; k < BLK_DEPTH; k++)
+            if (queue->requests[k].in_flight)
+                blk_driver_submit(driver, i, &queue->requests[k]);
     }
 }
 

@@ -15,7 +15,7 @@ enum {
     BLK_DEPTH = 16,         /* requests in flight, in each queue */
     BLK_RING_SIZE = 64,     /* descriptors */
     BLK_BUFFER = 64 * 1024, /* bytes of data in a request, at most */
-    BLK_QUEUE_BYTES = 4096 + BLK_DEPTH * BLK_BUFFER /* guest memory for each queue */
+    BLK_QUEUE_BYTES = 2 * 4096 + BLK_DEPTH * BLK_BUFFER /* guest memory for each queue */
 };
 
 typedef enum blk_verb { /* as in the header of a request */
@@ -27,7 +27,8 @@ typedef struct blk_request {
     uint64_t sector; /* on the disk */
     uint32_t size;   /* bytes */
     blk_verb verb;
-    uint8_t *data; /* in guest memory, BLK_BUFFER bytes */
+    uint8_t *data; /* in guest memory, and */
+    uint64_t gpa;  /* where that is */
     bool in_flight;
 } blk_request;
 
@@ -48,14 +49,15 @@ typedef struct blk_driver {
     const char *fault; /* what the device did that no device may do, or NULL */
 } blk_driver;
 
-/* Lays out `count` queues in guest memory, which begins at gpa 0: BLK_QUEUE_BYTES each. Returns 0
-   or a negative errno. */
-int blk_driver_open(blk_driver *driver, void *memory, int count);
+/* Lays out `count` queues in guest memory, from gpa on: BLK_QUEUE_BYTES each. Returns 0 or a
+   negative errno. */
+int blk_driver_open(blk_driver *driver, void *memory, uint64_t gpa, int count);
 
 /* Harmless for a driver of zeros. */
 void blk_driver_close(blk_driver *driver);
 
-/* A request that is not in flight, to be filled in and then submitted; NULL: all are in flight. */
+/* A request that is not in flight, to be filled in and then submitted; NULL: all are in flight. It
+   has a buffer of the queue, BLK_BUFFER bytes, but may be given another. */
 blk_request *blk_driver_idle(blk_driver *driver, int queue);
 void blk_driver_submit(blk_driver *driver, int queue, blk_request *request);
 
@@ -65,6 +67,10 @@ void blk_driver_kick(blk_driver *driver);
 /* The interrupt handler of a queue: returns whether there was a call, and forgets it. Then all that
    is done has to be taken. */
 bool blk_driver_called(blk_driver *driver, int queue);
+
+/* After a reset of the device: the rings are empty, and all that was in flight is submitted again.
+   What the device had done has to be collected before. */
+void blk_driver_again(blk_driver *driver);
 
 /* A request that is done, until the next one is submitted; NULL: none. */
 blk_request *blk_driver_collect(blk_driver *driver, int queue);

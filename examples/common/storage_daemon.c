@@ -26,7 +26,7 @@ const char storage_daemon_remedy[] = "no qemu-storage-daemon: apt-get install qe
 static void become_daemon(const storage_daemon *daemon)
 {
     char disk[160], export[240];
-    snprintf(disk, sizeof disk, "driver=file,node-name=disk,filename=%s", daemon->disk);
+    snprintf(disk, sizeof disk, "driver=file,locking=off,node-name=disk,filename=%s", daemon->disk);
     snprintf(export, sizeof export,
              "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=%d,"
              "addr.type=unix,addr.path=%s",
@@ -78,22 +78,48 @@ static int make_disk(const storage_daemon *daemon, uint64_t size)
     return code;
 }
 
-int storage_daemon_open(storage_daemon *daemon, uint64_t size, int queues)
+static int make_folder(storage_daemon *daemon)
 {
-    *daemon = (storage_daemon){.queues = queues};
     char folder[] = "/tmp/vhost-user-XXXXXX";
     if (mkdtemp(folder) == NULL)
         return -errno;
     snprintf(daemon->folder, sizeof daemon->folder, "%s", folder);
-    snprintf(daemon->disk, sizeof daemon->disk, "%s/disk", folder);
     snprintf(daemon->socket, sizeof daemon->socket, "%s/socket", folder);
     snprintf(daemon->ready, sizeof daemon->ready, "%s/ready", folder);
-    int code = make_disk(daemon, size);
-    if (code == 0)
-        code = storage_daemon_start(daemon);
+    return 0;
+}
+
+static int open_on(storage_daemon *daemon)
+{
+    int code = storage_daemon_start(daemon);
     if (code < 0)
         storage_daemon_close(daemon);
     return code;
+}
+
+int storage_daemon_open(storage_daemon *daemon, uint64_t size, int queues)
+{
+    *daemon = (storage_daemon){.queues = queues, .owns_disk = true};
+    int code = make_folder(daemon);
+    if (code < 0)
+        return code;
+    snprintf(daemon->disk, sizeof daemon->disk, "%s/disk", daemon->folder);
+    code = make_disk(daemon, size);
+    if (code < 0) {
+        storage_daemon_close(daemon);
+        return code;
+    }
+    return open_on(daemon);
+}
+
+int storage_daemon_open_on(storage_daemon *daemon, const char *disk, int queues)
+{
+    *daemon = (storage_daemon){.queues = queues};
+    int code = make_folder(daemon);
+    if (code < 0)
+        return code;
+    snprintf(daemon->disk, sizeof daemon->disk, "%s", disk);
+    return open_on(daemon);
 }
 
 bool storage_daemon_has(const storage_daemon *daemon, uint64_t place, const void *bytes,
@@ -123,7 +149,8 @@ void storage_daemon_close(storage_daemon *daemon)
     storage_daemon_kill(daemon);
     if (daemon->folder[0] == '\0')
         return;
-    (void)unlink(daemon->disk);
+    if (daemon->owns_disk)
+        (void)unlink(daemon->disk);
     (void)unlink(daemon->socket);
     (void)unlink(daemon->ready);
     (void)rmdir(daemon->folder);

@@ -28,7 +28,7 @@ enum { /* features, and places in config space */
 };
 
 enum {
-    LOWER = BLK_QUEUE_BYTES / 2 + 2048, /* bytes: the ring of a queue, and half of its buffers */
+    LOWER = BLK_QUEUE_BYTES / 2 + 4096, /* bytes: the ring of a queue, and half of its buffers */
     LOWER_DEPTH = BLK_DEPTH / 2,        /* requests that need no more than these */
     ROUNDS = 100                        /* of what must not grow */
 };
@@ -85,13 +85,9 @@ static void fill_queue(user_machine *m, unsigned index)
     queue->call_fd = from->call;
 }
 
-/* New rings, in memory of zeros. */
 static int open_driver(user_machine *m, unsigned queues)
 {
-    for (unsigned i = 0; i < queues; i++) {
-        memset(m->ram + (size_t)i * BLK_QUEUE_BYTES, 0, 4096);
-    }
-    int result = blk_driver_open(&driver, m->ram, (int)queues);
+    int result = blk_driver_open(&driver, m->ram, 0, (int)queues);
     work = (blk_work){.driver = &driver, .size = DISK};
     for (unsigned i = 0; i < queues; i++) {
         fill_queue(m, i);
@@ -157,7 +153,7 @@ static void note_page(const user_machine *m, const uint8_t *byte)
     written[(uint64_t)(byte - m->ram) / VHOST_PAGE] = true;
 }
 
-/* Data that is read; the used ring and the status of a request are in the first page of a queue. */
+/* Data that is read; the status of a request is in the first page of a queue. */
 static void note_written(const user_machine *m)
 {
     for (int q = 0; q < driver.count; q++) {
@@ -170,6 +166,7 @@ static void note_written(const user_machine *m)
         }
         if (queue->in_flight > 0) {
             note_page(m, queue->memory);
+            note_page(m, (const uint8_t *)queue->ring.used);
         }
     }
 }

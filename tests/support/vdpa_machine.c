@@ -256,7 +256,7 @@ int vdpa_machine_open_driver(vdpa_machine *m)
 {
     forget_rings(m);
     int result = m->kind == VDPA_SIM_NET ? net_driver_open(&m->card, m->ram, &layout)
-                                         : blk_driver_open(&m->disk, m->ram, (int)m->queues);
+                                         : blk_driver_open(&m->disk, m->ram, 0, (int)m->queues);
     m->work = (blk_work){.driver = &m->disk, .size = VDPA_AREA};
     m->sent = m->received = 0;
     vdpa_machine_fill_queues(m);

@@ -571,6 +571,60 @@ TEST stop_finds_the_used_index(fixture *f)
     PASS();
 }
 
+TEST a_device_settles_after_its_stop(fixture *f)
+{
+    vhost_position *position = &f->queue[0][1].position;
+    ASSERT_OK(stopped_with(f, 0));
+    ASSERT_INT(1, vhost_device_settled(&f->device[0]));
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    ASSERT_INT(-EBUSY, vhost_device_settled(&f->device[0]));
+    mock_advance(&f->mock[0], 1, 9);
+    fixture_set_used(f, 0, 1, 4);
+    ASSERT_OK(vhost_device_stop(&f->device[0]));
+    ASSERT_OK(vhost_device_stop(&f->device[0])); /* changes nothing */
+    ASSERT_INT(0, vhost_device_settled(&f->device[0]));
+    fixture_set_used(f, 0, 1, 8);
+    ASSERT_INT(0, vhost_device_settled(&f->device[0]));
+    ASSERT_UINT(8, position->used);
+    ASSERT_FALSE(position->used_certain);
+    fixture_set_used(f, 0, 1, 9);
+    ASSERT_INT(1, vhost_device_settled(&f->device[0]));
+    CHECK_CALL(position_is(position, VHOST_POSITION_CERTAIN, 9));
+    ASSERT_UINT(9, position->used);
+    ASSERT(position->used_certain);
+    fixture_set_used(f, 0, 1, 3); /* whatever the driver does now */
+    ASSERT_INT(1, vhost_device_settled(&f->device[0]));
+    ASSERT_UINT(9, position->used);
+    PASS();
+}
+
+TEST a_queue_that_was_stopped_alone_settles_too(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    mock_advance(&f->mock[0], 1, 9);
+    fixture_set_used(f, 0, 1, 4);
+    ASSERT_OK(vhost_queue_stop(&f->device[0], 1));
+    ASSERT_OK(vhost_device_stop(&f->device[0]));
+    ASSERT_INT(0, vhost_device_settled(&f->device[0]));
+    fixture_set_used(f, 0, 1, 9);
+    ASSERT_INT(1, vhost_device_settled(&f->device[0]));
+    PASS();
+}
+
+/* Who starts again, or resets, does not wait any more. */
+TEST a_device_that_starts_again_is_settled_by_its_next_stop(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    mock_advance(&f->mock[0], 1, 9);
+    fixture_set_used(f, 0, 1, 4);
+    ASSERT_OK(vhost_device_stop(&f->device[0]));
+    ASSERT_OK(vhost_device_reset(&f->device[0]));
+    ASSERT_INT(1, vhost_device_settled(&f->device[0]));
+    PASS();
+}
+
 /* Less taken than given back, or more than the ring holds: the ring knows better. */
 TEST a_position_that_the_ring_belies_is_a_guess(fixture *f)
 {
@@ -1266,6 +1320,9 @@ static void run_positions(void)
     RUN_BOTH(a_guessed_position_is_refused);
     RUN_BOTH(a_guessed_position_of_a_queue_that_is_not_ready_is_no_matter);
     RUN_BOTH(stop_finds_the_used_index);
+    RUN_BOTH(a_device_settles_after_its_stop);
+    RUN_BOTH(a_queue_that_was_stopped_alone_settles_too);
+    RUN_BOTH(a_device_that_starts_again_is_settled_by_its_next_stop);
     RUN_BOTH(a_position_that_the_ring_belies_is_a_guess);
     RUN_BOTH(stop_of_a_packed_ring_gives_both_positions);
     RUN_BOTH(a_split_position_of_more_than_16_bits_is_a_guess);
