@@ -178,7 +178,15 @@ EXAMPLES_HOST = $(filter-out vhost_vsock vhost_scsi vhost_vdpa,$(EXAMPLES))
 .PHONY: lane-examples $(EXAMPLES_HOST:%=example-%)
 lane-examples: $(EXAMPLES_HOST:%=example-%)
 $(EXAMPLES_HOST:%=example-%): example-%:
-	@$(TALLY) program "example $*" build/examples/$*
+	@$(TALLY) program "example $*" build/examples/$* $(QUICK_$*)
+QUICK_migrate = quick
+
+# All kinds of migration that there are here, but those of the virtual machines.
+MIGRATIONS = precopy postcopy
+.PHONY: $(MIGRATIONS:%=migrate-%)
+lane-real: $(MIGRATIONS:%=migrate-%)
+$(MIGRATIONS:%=migrate-%): migrate-%:
+	@$(TALLY) program "migrate, $*" build/examples/migrate $*
 
 # What runs on one of the kernels: the tests made for it, and the examples that name modules. Told
 # "kernel", an example may not fall back to a simulation.
@@ -193,6 +201,11 @@ $$(REAL_$(1)): real-$(1)-%:
 $$(EXAMPLES_$(1)): example-$(1)-%:
 	@$(TALLY) program "example $$* on Linux $(1)" \
 	    $$(call vm,$(1),examples/$$*.c) build/examples/$$* kernel
+lane-real: migrate-postcopy-$(1)
+.PHONY: migrate-postcopy-$(1)
+migrate-postcopy-$(1):
+	@$(TALLY) program "migrate, postcopy on Linux $(1)" \
+	    $$(call vm,$(1),examples/migrate.c) build/examples/migrate kernel postcopy
 endef
 .PHONY: lane-real
 lane-real:

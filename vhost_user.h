@@ -99,11 +99,37 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
 
 5. MIGRATION
 
-   The record of requests in flight goes with the queue positions: vhost_user_save_inflight after
-   the last stop, vhost_user_load_inflight before the first start. Back-ends with the STATE feature
-   have more to tell: vhost_user_save_state, also after the last stop, and vhost_user_load_state
-   before the first start. (Postcopy: vhost_user_postcopy_advise and _listen before the first start;
-   on_postcopy_region then tells where faults come from; _end when all memory is there.)
+   vhost.h, chapter 9, has the order of all calls. Between the stop on one side and the start on the
+   other, a vhost-user device has more to tell, if its back-end has the protocol feature:
+
+      source, after vhost_device_stop   destination, before _start   protocol feature
+      vhost_user_save_inflight          vhost_user_load_inflight     INFLIGHT
+      vhost_user_save_state             vhost_user_load_state        STATE
+      vhost_device_get_config           vhost_user_restore_config    CONFIG
+      -                                 vhost_user_send_rarp (net, after the start)     RARP
+
+   The record of requests in flight belongs to the positions of the queues, and goes with them. With
+   SKIP_DRAIN (vhost_user_set_skip_drain) a stop waits for no request: they are done on the other
+   side. If one of these fails on the destination, nothing has started: go on at the source.
+
+   Postcopy. Memory may follow when the guest runs already. On the destination:
+
+      vhost_device_init                 options.want has PAGEFAULT
+      vhost_user_postcopy_advise        *userfaultfd: its faults are yours to answer
+      discard what is old               pages that are there are not asked for
+      vhost_user_postcopy_listen
+      vhost_device_start                on_postcopy_region says where the back-end has each region;
+                                        from here on it waits for the pages that it touches
+      fetch pages, wake who waits       from a thread that calls nothing of this library: calls look
+                                        at rings, too, and no deadline holds for a page
+      vhost_user_postcopy_end           when all memory is there
+
+   (examples/migrate/page_faults.c is such a thread.) Devices of the kernel need none of this, they
+   fault in this process. A device without PAGEFAULT must not start before all memory is there: what
+   it touches becomes zeros, for everybody. So a back-end that is lost on the way is given no memory
+   (-EBUSY, and each try to connect again fails) before _end, or an advise and listen anew, which
+   need a reset of the device. Change no memory under running rings in between: there is a moment in
+   which it is gone. QEMU's disk 7.2 offers PAGEFAULT and cannot do it; DPDK 22.11 can.
 
 6. OWNERSHIP
 
@@ -319,7 +345,8 @@ struct vhost_user {
     uint32_t mtu;
     int log_fd; /* or -1 */
     bool skips_drain;
-    int postcopy; /* how far it is */
+    int postcopy;  /* how far it is, in this connection */
+    bool arriving; /* from listen to end, whatever becomes of the connection */
     vhosti_user_inflight inflight;
     bool config_changed;            /* and nobody was told */
     int config_call;                /* notifiers to signal for the back-end; or -1 */
@@ -417,7 +444,9 @@ VHOST_API int vhost_user_get_object(vhost_user *self, const uint8_t uuid[VHOST_U
 /* SHMEM: the size of a shared memory region of the device, bytes; 0: it has none. */
 VHOST_API uint64_t vhost_user_shmem_size(const vhost_user *self, uint8_t region);
 
-/* PAGEFAULT (postcopy), in this order. The userfaultfd is yours. */
+/* PAGEFAULT (postcopy; manual, chapter 5), in this order. The userfaultfd is yours. -EBUSY: out of
+   order; listen: the device was started before. When the connection is lost, end tells nobody, and
+   is the VMM's word that all memory is there. */
 VHOST_API int vhost_user_postcopy_advise(vhost_user *self, int *userfaultfd);
 VHOST_API int vhost_user_postcopy_listen(vhost_user *self);
 VHOST_API int vhost_user_postcopy_end(vhost_user *self);
@@ -2573,18 +2602,28 @@ static bool vhosti_user_has_table(const vhost_user *self, const vhost_table *tab
     return true;
 }
 
+/* What the back-end answers has to be the same region, at another address: its own. */
+static int vhosti_user_check_region(vhost_user *self, uint32_t id, const uint8_t *asked,
+                                    const uint8_t *answer)
+{
+    unsigned long long gpa = (unsigned long long)vhosti_user_get64(asked);
+    if (memcmp(asked, answer, 16) != 0)
+        VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_VALUE, id, -1,
+                           "another region than the one at 0x%llx", gpa);
+    else if (vhosti_user_get64(asked + 16) == vhosti_user_get64(answer + 16))
+        VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_VALUE, id, -1,
+                           "it does not say where it has the region at 0x%llx", gpa);
+    return self->dead;
+}
+
 /* Postcopy: the back-end answers with the same regions, at its own addresses. */
-static int vhosti_user_tell_regions(vhost_user *self, const uint8_t *asked, const uint8_t *answer,
-                                    uint32_t size)
+static int vhosti_user_tell_regions(vhost_user *self, uint32_t id, const uint8_t *asked,
+                                    const uint8_t *answer, uint32_t size)
 {
     uint32_t at, step = vhosti_user_uses(self, VHOST_USER_BIT_XEN) ? 40 : 32;
     for (at = 8; at < size; at += step)
-        if (memcmp(asked + at, answer + at, 16) != 0) {
-            VHOSTI_USER_POISON(self, -EPROTO, VHOST_WHY_USER_VALUE, VHOSTI_USER_SET_MEM_TABLE, -1,
-                               "another region at 0x%llx",
-                               (unsigned long long)vhosti_user_get64(answer + at));
+        if (vhosti_user_check_region(self, id, asked + at, answer + at) < 0)
             return self->dead;
-        }
     for (at = 8; at < size && self->options.on_postcopy_region != NULL; at += step)
         self->options.on_postcopy_region(self, vhosti_user_get64(answer + at),
                                          vhosti_user_get64(answer + at + 8),
@@ -2608,7 +2647,8 @@ static int vhosti_user_submit_memory(vhost_user *self, vhosti_user_message *mess
         return code;
     (void)vhosti_user_settle(self); /* what failed before is the fence's to tell */
     if (self->dead == 0)
-        (void)vhosti_user_tell_regions(self, message->bytes + VHOSTI_USER_HEADER, answer, size);
+        (void)vhosti_user_tell_regions(self, message->id, message->bytes + VHOSTI_USER_HEADER,
+                                       answer, size);
     if (self->dead < 0)
         return self->dead;
     vhosti_user_compose(message, message->id, message->op, -1, VHOSTI_USER_NOTHING);
@@ -2706,6 +2746,9 @@ static int vhosti_user_set_table(void *backend, const vhost_table_change *change
                            "which memory it has is not known");
     if (self->dead < 0)
         return self->dead;
+    if (self->arriving && self->postcopy != VHOSTI_USER_POSTCOPY_LISTENING)
+        return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, VHOSTI_USER_SET_MEM_TABLE, -1,
+                                "memory is arriving, and this connection does not wait for it");
     if (!self->table_unsure && vhosti_user_has_table(self, table))
         return 0;
     code = vhosti_user_reserve_slots(self, table->count);
@@ -3593,6 +3636,9 @@ VHOST_USER_DEF int vhost_user_postcopy_advise(vhost_user *self, int *userfaultfd
 {
     int code;
     *userfaultfd = -1;
+    if (self->postcopy == VHOSTI_USER_POSTCOPY_LISTENING)
+        return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, VHOSTI_USER_POSTCOPY_ADVISE, -1,
+                                "after listen");
     code = vhosti_user_ask_bare(self, VHOSTI_USER_POSTCOPY_ADVISE, VHOST_USER_BIT_PAGEFAULT,
                                 VHOSTI_USER_FD, userfaultfd);
     if (code == 0 && *userfaultfd < 0)
@@ -3606,27 +3652,33 @@ VHOST_USER_DEF int vhost_user_postcopy_advise(vhost_user *self, int *userfaultfd
 VHOST_USER_DEF int vhost_user_postcopy_listen(vhost_user *self)
 {
     int code;
-    if (self->postcopy != VHOSTI_USER_POSTCOPY_ADVISED)
+    if (self->postcopy != VHOSTI_USER_POSTCOPY_ADVISED || self->table_told)
         return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, VHOSTI_USER_POSTCOPY_LISTEN, -1,
-                                "not after advise");
+                                self->table_told ? "after a start" : "not after advise");
     code = vhosti_user_ask_bare(self, VHOSTI_USER_POSTCOPY_LISTEN, VHOST_USER_BIT_PAGEFAULT,
                                 VHOSTI_USER_ACK, NULL);
-    if (code == 0)
+    if (code == 0) {
         self->postcopy = VHOSTI_USER_POSTCOPY_LISTENING;
+        self->arriving = true;
+    }
     return code;
 }
 
+/* A connection that is lost, or came later, is not told: it does not know of it. */
 VHOST_USER_DEF int vhost_user_postcopy_end(vhost_user *self)
 {
-    int code;
-    if (self->postcopy != VHOSTI_USER_POSTCOPY_LISTENING)
+    int code = 0;
+    if (!self->arriving)
         return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, VHOSTI_USER_POSTCOPY_END, -1,
                                 "not after listen");
-    code = vhosti_user_ask_bare(self, VHOSTI_USER_POSTCOPY_END, VHOST_USER_BIT_PAGEFAULT,
-                                VHOSTI_USER_VERDICT, NULL);
-    if (code == 0)
-        self->postcopy = VHOSTI_USER_PRECOPY;
-    return code;
+    if (self->postcopy == VHOSTI_USER_POSTCOPY_LISTENING && self->dead == 0)
+        code = vhosti_user_ask_bare(self, VHOSTI_USER_POSTCOPY_END, VHOST_USER_BIT_PAGEFAULT,
+                                    VHOSTI_USER_VERDICT, NULL);
+    if (code < 0)
+        return code;
+    self->postcopy = VHOSTI_USER_PRECOPY;
+    self->arriving = false;
+    return 0;
 }
 
 VHOST_USER_DEF int vhost_user_set_skip_drain(vhost_user *self, bool on)

@@ -5,8 +5,8 @@
    that is worth its name: that is counted, so that a network that loses nothing can be held to it.
    Time is the station's own: it stands while the station is not called, so that nothing is late
    only because a guest was stopped, or moved.
-   All of it may stand in guest memory: nothing is allocated, and it goes on wherever that memory is,
-   at the same address. */
+   All of it may stand in guest memory: nothing is allocated, and it goes on wherever that memory
+   is, at the same address. */
 #ifndef NET_LOAD_H_INCLUDED
 #define NET_LOAD_H_INCLUDED
 

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 enum {
     RATE = 25000,  /* pages per second that a round sends: no wire is endless */
@@ -299,7 +300,14 @@ static bool await_outcome(source *s)
     return true;
 }
 
-/* Postcopy: what is wanted, or else the next one. PAGES_END: nothing is left, or nobody is there. */
+/* When something went wrong here: it may have a better reason. */
+static void ask_for_reason(source *s)
+{
+    (void)shutdown(s->stream, SHUT_WR); /* nothing more will come */
+    (void)await_outcome(s);
+}
+
+/* Postcopy: what is wanted, or else the next one. PAGES_END: nothing is left, or it went wrong. */
 static uint64_t next_page(source *s)
 {
     struct pollfd back = {.fd = s->stream, .events = POLLIN};
@@ -334,7 +342,8 @@ move_outcome move_source(const machine_world *world, const move_options *options
     *s = (source){.world = world, .options = options, .stream = stream, .report = to};
     bool good =
         run(s) && copy(s) && switch_over(s) && (!options->postcopy || serve(s)) && await_outcome(s);
-    (void)good; /* the report has the first failure */
+    if (!good)
+        ask_for_reason(s);
     machine_close(&s->machine);
     pages_close(&s->dirty);
     return s->outcome;

@@ -1280,6 +1280,7 @@ static void init_peer(peer *self, fixture *f)
     self->protocol = ~UINT64_C(0);
     self->queue_number = PEER_QUEUES;
     self->slots = 32;
+    self->postcopy_base = UINT64_C(0x7e0000000000);
     self->fd = self->channel = self->listener = self->state_fd = self->record_fd = -1;
     self->now = 1000000;
     (void)vhost_user_connect(&probe, "nowhere", NULL); /* only to see the system's calls */

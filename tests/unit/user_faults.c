@@ -41,6 +41,7 @@ static enum greatest_test_res bring_back(peer_bench *b)
         CHECK_CALL(open_anew(b));
     }
     (void)vhost_user_process(&b->user);
+    (void)vhost_user_postcopy_end(&b->user); /* if it has begun, all memory is there now */
     if (b->device.state == VHOST_STATE_RUNNING && vhost_device_stop(&b->device) == 0) {
         ASSERT_INT(VHOST_STATE_STOPPED, b->device.state);
     }
