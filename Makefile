@@ -46,7 +46,7 @@ demo-migrate: build/examples/migrate ## a guest moves to another process while i
 # One after the other, as they are read. Told "kernel", an example may not fall back to anything.
 .PHONY: demo-vm
 demo-vm: ## run the kernel examples (net, vsock, scsi, vdpa) on real Linux kernels, in virtual machines
-	@tests/support/setup.sh vm vdpa
+	@tests/support/setup.sh vm vdpa backends
 	@$(MAKE) --no-print-directory $(KERNELS:%=demo-vm-%)
 
 define demo_vm
@@ -73,7 +73,7 @@ test-real: ## the tests on real Linux kernels and with real vhost-user back-ends
 	@$(call run,build real)
 
 .PHONY: test-mutants
-test-mutants: ## break the headers in many places, one at a time: the unit tests must notice
+test-mutants: ## break the headers in many places, one at a time: the tests must notice
 	@tests/support/setup.sh greatest || [ $$? -eq 77 ]
 	@tests/support/mutants.sh
 
@@ -269,9 +269,10 @@ build/examples/%: build/cc/examples/%.o $(EXAMPLES_SHARED:%=build/cc/%.o)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -pthread $^ -o $@
 
+build/real/vhost_user_postcopy: $(patsubst %,build/cc/examples/migrate/%.o,guest_ram page_faults)
 build/real/%: build/cc/tests/real/%.o $(patsubst %,build/cc/%.o,$(SUPPORT) $(IMPLEMENTATION))
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $^ -o $@
+	$(CC) $(CFLAGS) -pthread $^ -o $@
 
 # To be preloaded into any front-end; its head says how.
 build/shim/%.so: build/cc/tests/support/shim/%.o

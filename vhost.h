@@ -3147,7 +3147,6 @@ static void vhosti_submit_kick(vhost_device *device, uint32_t i)
     if (device->batch.error == 0) {
         queue->base.answered = false;
         queue->misled = false;
-        queue->unsettled = false;
         queue->started = true;
     }
     VHOSTI_SUBMIT(device, VHOST_OP_SET_RING_KICK, i, queue->kick_fd,
@@ -3211,6 +3210,13 @@ static void vhosti_judge_ring(vhost_device *device, uint32_t i)
     queue->misled = !gone && !vhosti_was_set_up(&device->batch, i);
 }
 
+static void vhosti_note_guess(vhost_device *device, const vhost_queue *queue)
+{
+    long index = (long)(queue - device->queues);
+    vhosti_note(device, VHOST_WHY_POSITION_GUESSED, (int)index, "%u in queue %ld",
+                queue->position.avail, index);
+}
+
 /* After the fence, or the cut: takes the ring back. */
 static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
 {
@@ -3222,8 +3228,7 @@ static void vhosti_take_ring_back(vhost_device *device, vhost_queue *queue)
     else if (queue->started)
         vhosti_guess_position(device, queue);
     if (queue->started && queue->position.state == VHOST_POSITION_GUESSED)
-        vhosti_note(device, VHOST_WHY_POSITION_GUESSED, (int)(queue - device->queues),
-                    "%u in queue %ld", queue->position.avail, (long)(queue - device->queues));
+        vhosti_note_guess(device, queue);
     if (queue->started)
         queue->unsettled = answered && !queue->position.used_certain;
     if (held && device->vm->logging)
@@ -3246,6 +3251,27 @@ static void vhosti_look_again(vhost_device *device, vhost_queue *queue)
     if (device->vm->logging)
         vhosti_mark_ring(device, queue);
     vhosti_unmap_part(device, ring, false);
+}
+
+/* The back-end is cut off: what it had in flight is done by nobody, unless it is on record. */
+static void vhosti_give_up(vhost_device *device, vhost_queue *queue)
+{
+    vhost_position *position = &queue->position;
+    uint32_t index = (uint32_t)(queue - device->queues);
+    bool recorded;
+    vhosti_look_again(device, queue);
+    if (!queue->unsettled)
+        return;
+    queue->base.value = vhosti_is_packed(device) ? 0 : position->used;
+    recorded = device->ops->recall_base != NULL &&
+               device->ops->recall_base(device->backend, index, &queue->base) == 1;
+    queue->unsettled = false;
+    if (recorded)
+        return;
+    position->state = VHOST_POSITION_GUESSED;
+    if (!vhosti_is_packed(device))
+        position->avail = position->used;
+    vhosti_note_guess(device, queue);
 }
 
 /* ---- masks (K1) ---- */
@@ -3848,9 +3874,12 @@ static void vhosti_submit_stop(vhost_device *device)
    was BROKEN before did not recover: that is no news. */
 static void vhosti_sever(vhost_device *device, int code)
 {
+    uint32_t i;
     device->ops->sever(device->backend);
     VHOSTI_TRY(device, VHOST_OP_SEVER, -1, 0, 0);
     vhosti_take_rings_back(device);
+    for (i = 0; i < device->queue_count; i++)
+        vhosti_give_up(device, &device->queues[i]);
     if (device->state == VHOST_STATE_BROKEN)
         return;
     device->broken_by = code;
@@ -4589,18 +4618,34 @@ static void vhosti_tell_devices(vhost_vm *vm)
             vhosti_finish_commit(device);
 }
 
-/* No back-end writes to an old log any more: what is left in it goes on in the new one (L3). */
+/* Another process that was cut off, and may not know it yet. */
+static bool vhosti_has_straggler(const vhost_vm *vm, const struct vhosti_log *log)
+{
+    const vhost_device *device = vm->devices;
+    while (device != NULL && (device->state != VHOST_STATE_BROKEN || device->log != log))
+        device = device->next;
+    return device != NULL && log->kind == VHOST_DIRTY_SHARED;
+}
+
+/* What is left in an old log goes on in the new one (L3). Back-ends do not write to the old one any
+   more; one that may stays in the list, as if its device had been cleaned up. */
 static void vhosti_replace_logs(vhost_vm *vm)
 {
     struct vhosti_log **link;
     for (link = &vm->logs; *link != NULL; link = &(*link)->next) {
-        struct vhosti_log *old = *link;
-        if (old->successor == NULL)
+        struct vhosti_log *old = *link, *successor = old->successor;
+        if (successor == NULL)
             continue;
-        vhosti_log_add(old->successor, old);
-        old->successor->next = old->next;
-        *link = old->successor;
-        vhosti_drop_log(vm, &old);
+        vhosti_log_add(successor, old);
+        successor->next = old->next;
+        *link = successor;
+        if (vhosti_has_straggler(vm, old)) {
+            old->owner = NULL;
+            old->successor = NULL;
+            successor->next = old;
+        } else {
+            vhosti_drop_log(vm, &old);
+        }
     }
 }
 
@@ -4654,7 +4699,7 @@ static void vhosti_shrink_logs(vhost_vm *vm)
     uint64_t need = vhosti_log_size(vhosti_current(vm));
     struct vhosti_log *log;
     for (log = vm->logs; log != NULL; log = log->next)
-        if (log->memory.size > need + VHOSTI_LOG_SLACK &&
+        if (log->memory.size > need + VHOSTI_LOG_SLACK && log->owner != NULL &&
             vhosti_log_is_clean(log, need / sizeof(vhosti_word)))
             (void)vhosti_make_log(vm, log->kind, log->owner, need, &log->successor);
     vhosti_move_to_logs(vm);

@@ -278,9 +278,10 @@ typedef struct vhost_user_options { /* zero is the default of each; copied */
     /* Map a piece of the fd into a free part of a shared memory region; fd -1: unmap it. All go
        with the connection, and with a reset of the device. */
     int (*on_window)(vhost_user *self, const vhost_user_window *window, int fd, void *user);
-    /* Postcopy: the back-end has the region at `gpa` at `base` of its address space. */
-    void (*on_postcopy_region)(vhost_user *self, uint64_t gpa, uint64_t size, uint64_t base,
-                               void *user);
+    /* Postcopy: the back-end has the region at `gpa` at `base` of its address space. A refusal cuts
+       it off: nobody could answer its faults. */
+    int (*on_postcopy_region)(vhost_user *self, uint64_t gpa, uint64_t size, uint64_t base,
+                              void *user);
 
     void *(*allocate)(void *memory, size_t size, void *user); /* as realloc; size 0 frees */
     const vhost_user_calls *calls; /* default: the system's; borrowed until close */
@@ -2616,6 +2617,21 @@ static int vhosti_user_check_region(vhost_user *self, uint32_t id, const uint8_t
     return self->dead;
 }
 
+/* The VMM is told; where it cannot answer faults, the back-end would wait for ever. */
+static void vhosti_user_tell_region(vhost_user *self, uint32_t id, const uint8_t *answer)
+{
+    const vhost_user_options *options = &self->options;
+    uint64_t gpa = vhosti_user_get64(answer);
+    int code = 0;
+    if (options->on_postcopy_region != NULL)
+        code = options->on_postcopy_region(self, gpa, vhosti_user_get64(answer + 8),
+                                           vhosti_user_get64(answer + 16), options->user);
+    if (code < 0)
+        VHOSTI_USER_POISON(self, -ECONNRESET, VHOST_WHY_ARGUMENT, id, -1,
+                           "on_postcopy_region refused the region at 0x%llx, errno %d",
+                           (unsigned long long)gpa, -code);
+}
+
 /* Postcopy: the back-end answers with the same regions, at its own addresses. */
 static int vhosti_user_tell_regions(vhost_user *self, uint32_t id, const uint8_t *asked,
                                     const uint8_t *answer, uint32_t size)
@@ -2624,11 +2640,9 @@ static int vhosti_user_tell_regions(vhost_user *self, uint32_t id, const uint8_t
     for (at = 8; at < size; at += step)
         if (vhosti_user_check_region(self, id, asked + at, answer + at) < 0)
             return self->dead;
-    for (at = 8; at < size && self->options.on_postcopy_region != NULL; at += step)
-        self->options.on_postcopy_region(self, vhosti_user_get64(answer + at),
-                                         vhosti_user_get64(answer + at + 8),
-                                         vhosti_user_get64(answer + at + 16), self->options.user);
-    return 0;
+    for (at = 8; at < size && self->dead == 0; at += step)
+        vhosti_user_tell_region(self, id, answer + at);
+    return self->dead;
 }
 
 /* In postcopy a back-end goes on with the memory when it is told to, after its answer. */

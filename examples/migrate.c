@@ -22,7 +22,7 @@
    read      migrate/source.c and migrate/destination.c
 
    On the kernels of make demo-vm it needs    vm-modules: vhost_net tun
-   and                                        vm-programs: qemu-storage-daemon */
+   and                                        vm-programs: qemu-storage-daemon dpdk-testpmd */
 #define _GNU_SOURCE
 #define VHOST_IMPLEMENTATION
 #include "vhost_kernel.h"

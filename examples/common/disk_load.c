@@ -99,10 +99,21 @@ void disk_load_feed(disk_load *self, uint32_t most)
     blk_driver_kick(self->driver);
 }
 
+static bool is_being_written(const disk_load *self, uint64_t gpa)
+{
+    for (int queue = 0; queue < self->driver->count; queue++)
+        for (int i = 0; i < BLK_DEPTH; i++) {
+            const blk_request *request = &self->driver->queues[queue].requests[i];
+            if (request->in_flight && request->gpa == gpa)
+                return true;
+        }
+    return false;
+}
+
 bool disk_load_read(disk_load *self, int queue, uint8_t *memory, uint64_t gpa)
 {
     blk_request *request = has_room(self, queue) ? blk_driver_idle(self->driver, queue) : NULL;
-    if (request == NULL)
+    if (request == NULL || is_being_written(self, gpa))
         return false;
     request->verb = BLK_READ;
     request->data = memory;

@@ -35,7 +35,7 @@ void disk_load_init(disk_load *self, blk_driver *driver, uint32_t seed, uint32_t
 void disk_load_feed(disk_load *self, uint32_t most);
 
 /* Submits a read of some block into a piece of guest memory, DISK_LOAD_BLOCK bytes at gpa, which is
-   written by the device alone. Returns false if there is no room. */
+   written by the device alone. Returns false if there is no room, or that place is in use. */
 bool disk_load_read(disk_load *self, int queue, uint8_t *memory, uint64_t gpa);
 
 /* Takes what is done, of all queues. */

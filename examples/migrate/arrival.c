@@ -30,14 +30,13 @@ static void *take_pages(void *user)
     return NULL;
 }
 
-void arrival_on_region(vhost_user *user, uint64_t gpa, uint64_t size, uint64_t base, void *device)
+int arrival_on_region(vhost_user *user, uint64_t gpa, uint64_t size, uint64_t base, void *device)
 {
     const machine_device *of = device;
     arrival *self = of->machine->arrival;
-    int peer = self->peers[of - of->machine->devices];
     (void)user;
-    (void)REPORT_TRY(of->machine->report,
-                     page_faults_add_region(&self->faults, peer, gpa, size, base));
+    return page_faults_add_region(&self->faults, self->peers[of - of->machine->devices], gpa, size,
+                                  base);
 }
 
 /* The kernel's devices need no telling: they run in this process's memory. */

@@ -26,6 +26,6 @@ bool arrival_begin(arrival *self, machine *to, int stream, pages *absent);
 bool arrival_end(arrival *self, machine *to);
 
 /* For vhost_user_options.on_postcopy_region of a machine_device. */
-void arrival_on_region(vhost_user *user, uint64_t gpa, uint64_t size, uint64_t base, void *device);
+int arrival_on_region(vhost_user *user, uint64_t gpa, uint64_t size, uint64_t base, void *device);
 
 #endif

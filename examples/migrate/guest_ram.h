@@ -2,9 +2,9 @@
    SPDX-License-Identifier: MIT OR Unlicense
 
    It is mapped twice. `host` is the VMM's mapping, the one that vhost is told of. `view` is what
-   the guest sees: it stands at the same address in every process, as it would by the guest's own page
-   tables, so that what a guest keeps there, pointers and all, is whole on another machine as soon
-   as its bytes are there.
+   the guest sees: it stands at the same address in every process, as it would by the guest's own
+   page tables, so that what a guest keeps there, pointers and all, is whole on another machine as
+   soon as its bytes are there.
    While tracking is on, the first write to each page of the view is noticed: this stands for the
    hypervisor's own dirty log (of KVM). What devices write goes through other mappings, and is not
    noticed: for that there is vhost_log_sync. A system call that writes to a clean page of the view

@@ -1,8 +1,10 @@
 #!/bin/sh
 # Usage: mutants.sh [N...]
 # Breaks the headers in one place at a time, as tests/mutants.txt says, and runs the unit tests:
-# they must fail. With numbers: those entries only, with the tests' output.
-# What the tests do not notice is listed as survived, and means that a test is missing.
+# they must fail. An entry whose title begins with "migrate: " breaks the headers or the example
+# migrate, which must notice it itself: only its own word counts, and no crash.
+# With numbers: those entries only, with what failed. What nobody notices is listed as survived, and
+# means that a test is missing.
 set -eu
 cd "$(dirname "$0")/../.."
 list=tests/mutants.txt
@@ -14,60 +16,104 @@ CC=${CC:-cc}
 export VHOST_MODEL_RUNS=2000
 
 includes="-I. -Itests/support -Iexamples/common -isystem $greatest"
+example="examples/migrate.c examples/migrate/*.c"
 
-build_tests() {
-    rm -rf $work
-    mkdir -p $work/objects
-    for source in tests/unit/*.c tests/support/*.c examples/common/*.c; do
-        [ "$source" = tests/support/implementation.c ] || echo "$source"
-    done | xargs -P "$(nproc)" -I '{}' sh -c '
-        '"$CC"' -std=c99 -O1 '"$includes"' -c {} -o '$work/objects/'$(echo {} | tr / -).o'
+object_of() {
+    echo "$work/objects/$(echo "$1" | tr / -).o"
 }
 
-# run FOLDER OPTION...: the tests in it, up to the first that fails.
-run() {
-    here=$1
-    shift
+build_objects() {
+    rm -rf $work
+    mkdir -p $work/objects
+    for source in tests/unit/*.c tests/support/*.c examples/common/*.c $example; do
+        [ "$source" = tests/support/implementation.c ] || echo "$source $(object_of "$source")"
+    done | xargs -P "$(nproc)" -n 2 sh -c "$CC -std=c99 -O1 $includes -c \$0 -o \$1"
+}
+
+# build PROGRAM SOURCE: of the unbroken objects, but for that of the source, which is compiled here:
+# it is broken, or it is where the headers are implemented.
+build() {
+    case $1 in
+    tests) objects="tests-*.o examples-common-*.o" ;;
+    migrate) objects="examples-*.o tests-support-user_backend.c.o tests-support-real_backend.c.o" ;;
+    esac
+    others=$(cd $work/objects && printf "$work/objects/%s\n" $objects |
+        grep -vxF "$(object_of "$2")")
+    one=$here/$(basename "$2")
+    [ -e "$one" ] || cp "$2" "$one"
+    "$CC" -std=c99 -O0 -w -I"$here" -I"$(dirname "$2")" $includes -c "$one" -o "$one.o" &&
+        "$CC" $others "$one.o" -pthread -o "$here/$1"
+}
+
+# run_tests OPTION...: up to the first that fails.
+run_tests() {
     timeout -s KILL 60 "$here/tests" -f "$@" >"$here/log" 2>&1
 }
 
-# Leaves the verdict on one entry in its folder. Entry 0 breaks nothing.
+# What breaks a back-end is mostly found by its own tests: they go first.
+judge_tests() {
+    own=$(echo "$broken" | sed -n 's/vhost_\([a-z]*\)\.h/\1_/p')
+    if { [ -z "$own" ] || run_tests -s "$own"; } && run_tests; then
+        echo survived
+    else
+        echo caught
+    fi
+}
+
+# What our own back-end does not bring to light may need another one, if there is one here.
+judge_migrate() {
+    for devices in own ''; do
+        status=0
+        timeout -s KILL 30 "$here/migrate" quick $devices >"$here/log" 2>"$here/errors" ||
+            status=$?
+        [ $status -eq 0 ] || break
+    done
+    case $status:$(tail -n 1 "$here/log") in
+    0:*) echo survived ;;
+    "1:migrate: FAILED ("*) echo caught ;;
+    *) echo "survived (exit status $status)" ;;
+    esac
+}
+
+# break_files FILE...: prints where the entry's lines are; leaves that file in its folder, broken.
+break_files() {
+    for file in "$@"; do
+        if awk -v entry="$n" -f tests/support/mutate.awk $list "$file" >"$here/mutated"; then
+            mv "$here/mutated" "$here/$(basename "$file")"
+            echo "$file"
+        elif [ $? -eq 2 ]; then
+            printf '%s\n' "$file" "$file"
+        fi
+    done
+}
+
+# try N PROGRAM: leaves the verdict on one entry in its folder. Entry 0 breaks nothing.
 try() {
-    n=$1
+    n=$1 program=$2
     here=$work/$n
     mkdir -p "$here"
     cp vhost*.h "$here"
-    found=
+    case $program in
+    tests) source=tests/support/implementation.c files= ;;
+    migrate) source=examples/migrate.c files=$example ;;
+    esac
+    broken=
     if [ "$n" -ne 0 ]; then
-        for header in vhost*.h; do
-            if awk -v entry="$n" -f tests/support/mutate.awk $list $header >"$here/mutated"; then
-                found="$found$header"
-                mv "$here/mutated" "$here/$header"
-            fi
-        done
-        case $found in
-        vhost.h | vhost_kernel.h | vhost_user.h) ;;
-        *)
+        broken=$(break_files vhost*.h $files)
+        if [ "$(echo "$broken" | grep -c .)" -ne 1 ]; then
             echo "stale: its lines are not there, or not only once" >"$here/verdict"
             return
-            ;;
-        esac
+        fi
     fi
-    if ! { "$CC" -std=c99 -O0 -w -I"$here" $includes -c tests/support/implementation.c \
-        -o "$here/implementation.o" &&
-        "$CC" $work/objects/*.o "$here/implementation.o" -pthread -o "$here/tests"; } \
-        2>"$here/log"; then
+    case $broken in
+    *.c) source=$broken ;;
+    esac
+    if ! build $program "$source" 2>"$here/log"; then
         echo "stale: it does not compile" >"$here/verdict"
         return
     fi
-    # What breaks a back-end is mostly found by its own tests: they go first.
-    own=$(echo "$found" | sed -n 's/vhost_\([a-z]*\)\.h/\1_/p')
-    if { [ -z "$own" ] || run "$here" -s "$own"; } && run "$here"; then
-        echo survived >"$here/verdict"
-    else
-        echo caught >"$here/verdict"
-        rm -f "$here/tests"
-    fi
+    judge_$program >"$here/verdict"
+    [ "$(cat "$here/verdict")" != caught ] || rm -f "$here/$program"
 }
 
 title() {
@@ -75,17 +121,22 @@ title() {
 }
 
 if [ "${1:-}" = --try ]; then
-    try "$2"
+    case $(title "$2") in
+    "migrate: "*) try "$2" migrate ;;
+    *) try "$2" tests ;;
+    esac
     exit 0
 fi
 
-build_tests
-try 0
-if [ "$(cat $work/0/verdict)" != survived ]; then
-    tail -n 20 $work/0/log
-    echo "The unit tests fail without any mutant."
-    exit 1
-fi
+build_objects
+for program in tests migrate; do
+    try 0 $program
+    if [ "$(cat $work/0/verdict)" != survived ]; then
+        tail -n 20 $work/0/log
+        echo "$program: it fails without any mutant ($(cat $work/0/verdict))"
+        exit 1
+    fi
+done
 
 count=$(grep -c '^= ' $list)
 numbers=${*:-$(seq 1 "$count")}
@@ -103,7 +154,7 @@ for n in $numbers; do
         echo "mutant $n, $(title "$n"): $verdict"
     fi
     if [ $# -gt 0 ]; then
-        grep '^FAIL' "$work/$n/log" | head -n 5 || true
+        grep -s -e '^FAIL' -e '^migrate: ' "$work/$n/log" | head -n 5 || true
     fi
 done
 echo "mutants: $passed caught of $((passed + failed))"

@@ -3,9 +3,10 @@
 #
 # Runs a program as root on a stock Debian kernel (6.12 or 6.1), with these kernel modules loaded
 # and these programs of the host beside it in /bin (where /bin/sh is busybox), in a virtual machine
-# made for this one run. Prints what the program printed. The exit status is the program's; 77, with
-# the reason, when no such machine can be had; 124 when it took too long; 125 when the guest died
-# before the program ended.
+# made for this one run. If back-ends are among them, it starts them as on the host, by
+# tests/support/real_backend.sh. Prints what the program printed. The exit status is the program's;
+# 77, with the reason, when no such machine can be had; 124 when it took too long; 125 when the
+# guest died before the program ended.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 PATH=$PATH:/usr/sbin:/sbin
@@ -31,7 +32,7 @@ case $modules in
 *vdpa_sim*) "$top/tests/support/vdpa_sim.sh" "$series" >/dev/null ;;
 esac
 for tool in $tools; do
-    [ "$(type -P "$tool")" ] || cannot "$tool is missing (tests/support/setup.sh vm vdpa)"
+    [ "$(type -P "$tool")" ] || cannot "$tool is missing (tests/support/setup.sh vm vdpa backends)"
 done
 
 work=$(mktemp -d "$top/build/vm.XXXXXX")
@@ -39,12 +40,28 @@ trap 'rm -rf "$work"' EXIT
 root=$work/root
 
 # The initial file system: busybox, the modules in loading order, and the programs, each with the
-# shared libraries it was linked to.
-add_program() {
-    install -D "$1" "$root/bin/$(basename "$1")"
+# shared libraries it was linked to, and those it loads by itself.
+add_file() {
+    install -D "$1" "$root$2"
     ldd "$1" 2>/dev/null | grep -o '/[^ ]*' | while read -r library; do
         install -D "$library" "$root$library"
     done || true
+}
+
+loaded_by() {
+    case $1 in
+    dpdk-testpmd)
+        ls /usr/lib/*/dpdk/pmds-*/librte_{net_vhost,mempool_ring}.so.*.* /lib/*/libgcc_s.so.1
+        ;;
+    esac
+}
+
+add_program() {
+    name=$(basename "$1")
+    add_file "$1" "/bin/$name"
+    for library in $(loaded_by "$name"); do
+        add_file "$library" "$library"
+    done
 }
 
 mkdir -p "$root"/{dev,proc,sys,tmp,modules}
@@ -55,6 +72,7 @@ for tool in $tools; do
     add_program "$(type -P "$tool")"
 done
 add_program "$program"
+install -D "$top"/tests/support/real_backend.sh "$root"/tests/support/real_backend.sh
 printf '%q ' "/bin/$(basename "$program")" "$@" >"$root/command"
 
 release=$(cat "$kernel/release")

@@ -1038,6 +1038,7 @@ TEST a_position_that_is_not_told_is_a_guess(bench *b)
 {
     ASSERT_OK(running(b, 2));
     b->kernel.fds[0].ring[0].base = 8;
+    fixture_put_used(&b->f->vm, &b->queue[0], 8);
     fixture_put_available(&b->f->vm, &b->queue[3], 1);
     fake_kernel_refuse_once(&b->kernel, FAKE_GET_VRING_BASE, fd_number(1), 0, -ENOMEM);
     ASSERT_FAILS(b->f, vhost_device_stop(&b->device), &b->device.last_error, -ENOMEM,

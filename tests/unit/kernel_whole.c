@@ -1259,6 +1259,7 @@ TEST a_position_that_is_not_told_is_a_guess(bench *b)
     ASSERT_OK(running(b));
     fixture_put_available(&b->f->vm, &b->queue[1], 1);
     b->kernel.fds[0].ring[0].base = 8;
+    fixture_put_used(&b->f->vm, &b->queue[0], 8);
     fake_kernel_refuse_once(&b->kernel, FAKE_GET_VRING_BASE, -1, (int)b->queues - 2, -ENOMEM);
     ASSERT_INT(-ENOMEM, vhost_device_stop(&b->device));
     CHECK_CALL(fixture_names(&b->device.last_error, VHOST_OP_GET_RING_BASE, 1));

@@ -245,7 +245,8 @@ static enum greatest_test_res outlives_a_break(fixture *f, vhost_log_kind kind)
             ASSERT_OK(vhost_device_ack(&f->device[1], f->accepted));
             ASSERT_OK(fixture_start(f, 1));
         }
-        ASSERT_UINT(2, fixture_logs_alive(f));
+        /* Another process may still write to the one before. */
+        ASSERT_UINT(kind == VHOST_DIRTY_SHARED ? 3 : 2, fixture_logs_alive(f));
         ASSERT(f->mock[1].log.base != f->mock[0].log.base);
         mock_dirty(&f->mock[1], FAR);
         CHECK_CALL(takes(f, NEAR, FAR));

@@ -35,6 +35,7 @@ SUITE_EXTERN(user_order_suite);
 SUITE_EXTERN(user_refusals_suite);
 SUITE_EXTERN(user_inflight_suite);
 SUITE_EXTERN(user_state_suite);
+SUITE_EXTERN(user_postcopy_suite);
 SUITE_EXTERN(user_reconnect_suite);
 SUITE_EXTERN(user_channel_suite);
 SUITE_EXTERN(user_faults_suite);
@@ -78,6 +79,7 @@ int main(int argc, char **argv)
     RUN_SUITE(user_refusals_suite);
     RUN_SUITE(user_inflight_suite);
     RUN_SUITE(user_state_suite);
+    RUN_SUITE(user_postcopy_suite);
     RUN_SUITE(user_reconnect_suite);
     RUN_SUITE(user_channel_suite);
     RUN_SUITE(user_faults_suite);

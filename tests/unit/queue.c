@@ -625,6 +625,48 @@ TEST a_device_that_starts_again_is_settled_by_its_next_stop(fixture *f)
     PASS();
 }
 
+/* ---- a device that is stopped, but not settled, loses its back-end ---- */
+
+static int lost_in_flight(fixture *f, uint16_t used)
+{
+    int result = vhost_device_start(&f->device[0]);
+    mock_advance(&f->mock[0], 1, 9);
+    fixture_set_used(f, 0, 1, 4);
+    result = result < 0 ? result : vhost_device_stop(&f->device[0]);
+    fixture_set_used(f, 0, 1, used);
+    mock_die(&f->mock[0]);
+    return result < 0 ? result : vhost_device_start(&f->device[0]);
+}
+
+TEST what_was_in_flight_is_lost_with_its_back_end(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    ASSERT_INT(-ECONNRESET, lost_in_flight(f, 6));
+    ASSERT_INT(VHOST_STATE_BROKEN, f->device[0].state);
+    CHECK_CALL(position_is(&f->queue[0][1].position, VHOST_POSITION_GUESSED, 6));
+    ASSERT_INT(1, vhost_device_settled(&f->device[0]));
+    PASS();
+}
+
+TEST what_was_used_before_its_back_end_was_lost_is_not_in_flight(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    ASSERT_INT(-ECONNRESET, lost_in_flight(f, 9));
+    ASSERT_INT(VHOST_STATE_BROKEN, f->device[0].state);
+    return position_is(&f->queue[0][1].position, VHOST_POSITION_CERTAIN, 9);
+}
+
+TEST what_was_in_flight_is_on_record(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    f->mock[0].recall_result = 1;
+    f->mock[0].recalled = 9;
+    ASSERT_INT(-ECONNRESET, lost_in_flight(f, 6));
+    ASSERT_INT(VHOST_STATE_BROKEN, f->device[0].state);
+    ASSERT_UINT(6, f->mock[0].recall_given);
+    return position_is(&f->queue[0][1].position, VHOST_POSITION_CERTAIN, 9);
+}
+
 /* Less taken than given back, or more than the ring holds: the ring knows better. */
 TEST a_position_that_the_ring_belies_is_a_guess(fixture *f)
 {
@@ -1323,6 +1365,9 @@ static void run_positions(void)
     RUN_BOTH(a_device_settles_after_its_stop);
     RUN_BOTH(a_queue_that_was_stopped_alone_settles_too);
     RUN_BOTH(a_device_that_starts_again_is_settled_by_its_next_stop);
+    RUN_BOTH(what_was_in_flight_is_lost_with_its_back_end);
+    RUN_BOTH(what_was_used_before_its_back_end_was_lost_is_not_in_flight);
+    RUN_BOTH(what_was_in_flight_is_on_record);
     RUN_BOTH(a_position_that_the_ring_belies_is_a_guess);
     RUN_BOTH(stop_of_a_packed_ring_gives_both_positions);
     RUN_BOTH(a_split_position_of_more_than_16_bits_is_a_guess);

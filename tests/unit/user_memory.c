@@ -220,7 +220,7 @@ TEST xen_regions_are_longer(peer_bench *b)
 static uint64_t told_gpa[4], told_size[4], told_base[4];
 static unsigned told;
 
-static void on_region(vhost_user *self, uint64_t gpa, uint64_t size, uint64_t base, void *user)
+static int on_region(vhost_user *self, uint64_t gpa, uint64_t size, uint64_t base, void *user)
 {
     (void)self;
     (void)user;
@@ -230,6 +230,7 @@ static void on_region(vhost_user *self, uint64_t gpa, uint64_t size, uint64_t ba
         told_base[told] = base;
     }
     told++;
+    return 0;
 }
 
 static int listening(peer_bench *b, uint64_t avoid)
