@@ -39,10 +39,11 @@ static void describe(const split_ring *ring, int kick, int call, vhost_queue *qu
 
 /* ---- a disk ---------------------------------------------------------------------------------- */
 
-#define CACHE_EVERY 0.0005 /* seconds */
+#define CACHE_EVERY 0.001 /* seconds */
 
 enum {
-    CACHE = 16 * DISK_LOAD_BLOCK /* bytes of each piece of memory that is one */
+    CACHE_PIECES = 128,
+    CACHE = CACHE_PIECES * DISK_LOAD_BLOCK /* bytes of each piece of memory that is one */
 };
 
 static int boot_disk(const guest_place *place)
@@ -55,24 +56,25 @@ static int boot_disk(const guest_place *place)
     if (code == 0)
         code = fix_number(&disk->driver.queues[0].call);
     disk_load_init(&disk->load, &disk->driver, place->seed, DISK_LOAD_BLOCKS, BLK_DEPTH);
-    disk->cache = (guest_cache){place->ram->view + cache, cache, CACHE, 0, 0};
+    disk->cache = (guest_cache){place->ram->view + cache, cache, 0, 0};
     return code;
 }
 
 static void use_plugged_for_disk(void *driver, uint8_t *memory, uint64_t gpa)
 {
     guest_disk *disk = driver;
-    disk->cache = (guest_cache){memory, gpa, CACHE, 0, 0};
+    disk->cache = (guest_cache){memory, gpa, 0, 0};
 }
 
 static void read_ahead(guest_disk *disk)
 {
     guest_cache *cache = &disk->cache;
     double now = clock_now();
-    if (now < cache->due ||
-        !disk_load_read(&disk->load, 0, cache->memory + cache->next, cache->gpa + cache->next))
+    uint32_t piece = cache->reads % 2 == 0 ? 0 : 1 + cache->reads / 2 % (CACHE_PIECES - 1);
+    uint64_t at = (uint64_t)piece * DISK_LOAD_BLOCK;
+    if (now < cache->due || !disk_load_read(&disk->load, 0, cache->memory + at, cache->gpa + at))
         return;
-    cache->next = (cache->next + DISK_LOAD_BLOCK) % cache->size;
+    cache->reads++;
     cache->due = now + CACHE_EVERY;
 }
 

@@ -41,12 +41,14 @@ typedef struct guest_driver {
     void (*describe)(const void *driver, uint32_t index, vhost_queue *queue);
 } guest_driver;
 
-/* Where a disk is read to, piece after piece, and not again for long: as into a page cache. A page
-   that a migration misses there stays missed. */
+/* Where a disk is read to, as into a page cache: into the first piece again and again, and into the
+   others one after the other, not again for long. A page there that a migration misses stays
+   missed; the first piece is at the edge of a piece of memory. */
 typedef struct guest_cache {
     uint8_t *memory;
-    uint64_t gpa, size, next;
-    double due; /* when the next piece is read (clock_now) */
+    uint64_t gpa;
+    uint32_t reads;
+    double due; /* when the next one is (clock_now) */
 } guest_cache;
 
 typedef struct guest_disk {

@@ -1,11 +1,11 @@
 /* Whatever happens to a back-end, at whatever moment, no request is lost, none is done wrongly, no
    dirty page is missed, and the VM goes on.
 
-   Each run is the life of a device in a VM that migrates: it connects, starts, works, logs, gets and
-   loses memory, stops, and starts again, while every byte of its requests is checked. At one of the
-   system calls of the library on its sockets something happens to the back-end: which call, and
-   what, follow from the seed of the run. VHOST_CHAOS_RUNS says how many runs there are of each kind,
-   VHOST_CHAOS_SEED with which seed they begin.
+   Each run is the life of a device in a VM that migrates: it connects, starts, works, logs, gets
+   and loses memory, stops, and starts again, while every byte of its requests is checked. At one of
+   the system calls of the library on its sockets something happens to the back-end: which call, and
+   what, follow from the seed of the run. VHOST_CHAOS_RUNS says how many runs there are of each
+   kind, VHOST_CHAOS_SEED with which seed they begin.
 
    backends: blk */
 #define _GNU_SOURCE
