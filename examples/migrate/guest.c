@@ -46,6 +46,12 @@ enum {
     CACHE = CACHE_PIECES * DISK_LOAD_BLOCK /* bytes of each piece of memory that is one */
 };
 
+static guest_piece piece_of(const guest_cache *cache, uint32_t index)
+{
+    uint64_t at = (uint64_t)index * DISK_LOAD_BLOCK;
+    return (guest_piece){cache->first.memory + at, cache->first.gpa + at};
+}
+
 static int boot_disk(const guest_place *place)
 {
     guest_disk *disk = (guest_disk *)(void *)(place->ram->view + place->gpa);
@@ -56,23 +62,27 @@ static int boot_disk(const guest_place *place)
     if (code == 0)
         code = fix_number(&disk->driver.queues[0].call);
     disk_load_init(&disk->load, &disk->driver, place->seed, DISK_LOAD_BLOCKS, BLK_DEPTH);
-    disk->cache = (guest_cache){place->ram->view + cache, cache, 0, 0};
+    disk->cache = (guest_cache){.first = {place->ram->view + cache, cache}};
+    disk->cache.before = piece_of(&disk->cache, CACHE_PIECES - 1);
     return code;
 }
 
 static void use_plugged_for_disk(void *driver, uint8_t *memory, uint64_t gpa)
 {
     guest_disk *disk = driver;
-    disk->cache = (guest_cache){memory, gpa, 0, 0};
+    guest_piece before = piece_of(&disk->cache, CACHE_PIECES - 1);
+    disk->cache = (guest_cache){.before = before, .first = {memory, gpa}};
 }
 
 static void read_ahead(guest_disk *disk)
 {
     guest_cache *cache = &disk->cache;
+    uint32_t turn = cache->reads % 3, others = CACHE_PIECES - 2;
+    guest_piece into = turn == 0   ? cache->first
+                       : turn == 1 ? cache->before
+                                   : piece_of(cache, 1 + cache->reads / 3 % others);
     double now = clock_now();
-    uint32_t piece = cache->reads % 2 == 0 ? 0 : 1 + cache->reads / 2 % (CACHE_PIECES - 1);
-    uint64_t at = (uint64_t)piece * DISK_LOAD_BLOCK;
-    if (now < cache->due || !disk_load_read(&disk->load, 0, cache->memory + at, cache->gpa + at))
+    if (now < cache->due || !disk_load_read(&disk->load, 0, into.memory, into.gpa))
         return;
     cache->reads++;
     cache->due = now + CACHE_EVERY;

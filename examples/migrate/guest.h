@@ -41,12 +41,17 @@ typedef struct guest_driver {
     void (*describe)(const void *driver, uint32_t index, vhost_queue *queue);
 } guest_driver;
 
-/* Where a disk is read to, as into a page cache: into the first piece again and again, and into the
-   others one after the other, not again for long. A page there that a migration misses stays
-   missed; the first piece is at the edge of a piece of memory. */
-typedef struct guest_cache {
+typedef struct guest_piece { /* of guest memory: one block of the disk */
     uint8_t *memory;
     uint64_t gpa;
+} guest_piece;
+
+/* Where a disk is read to, as into a page cache: again and again into the two pieces at an edge of
+   memory, and into the others one after the other, not again for long. A page there that a
+   migration misses stays missed. */
+typedef struct guest_cache {
+    guest_piece before; /* the last one of what was used before more memory came */
+    guest_piece first;
     uint32_t reads;
     double due; /* when the next one is (clock_now) */
 } guest_cache;
