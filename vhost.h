@@ -251,10 +251,10 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
                                     and sync before memory goes
       -- the virtual processors stop --
       vhost_device_stop, all        goes on to the end. Certain positions may be sent, whatever it
-                                    returned (BROKEN: chapter 5). A GUESSED one not: start here
-                                    again, or have the driver reset the device (NEEDS_RESET)
-      vhost_device_settled          0: wait, and ask again; without a record of requests in flight
-                                    nobody else can finish them
+                                    returned. A GUESSED one not: start here again, or (BROKEN) what
+                                    chapter 8 says of guesses
+      vhost_device_settled          0: wait a little, and ask again. Without a record of requests in
+                                    flight nobody else can finish them (note)
       vhost_log_sync, once more     used rings are dirty since the stop
       send, of each device          device.acked; of each queue: ready, size, desc, avail, used, and
                                     position.avail and .used; what it has to tell on its own
@@ -273,6 +273,9 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
       signal each call_fd           an interrupt may have been on its way, and one too many is
                                     harmless; kicks need no repetition, start looks into the rings
 
+   Note: a disk whose back-end keeps no such record is best stopped when its rings are idle. The
+   processors stand still, so wait until all that is available is used, a moment, and stop it then:
+   QEMU's 7.2 does not wait for its requests in the stop, and may even die of them.
    Until a device was started on the other side, the source has all that is needed: there
    vhost_device_start goes on, and so does the log. From then on it must not: close it.
    A device that breaks on the way is no obstacle: what it has written is in the log, also after it
@@ -1091,7 +1094,8 @@ VHOST_API int vhost_device_stop(vhost_device *device);
 
 /* Whether a device that was stopped has used all buffers that it had taken. Looks at its rings once
    more, and updates position.used and used_certain. Returns 1, or 0 if it has not, or if nobody can
-   see it (packed rings, and behind a vIOMMU). -EBUSY: it is RUNNING. Threads: as the stop. */
+   see it (packed rings, and behind a vIOMMU): do not wait for ever, and call vhost_device_process
+   meanwhile, as the back-end may die. -EBUSY: it is RUNNING; BROKEN: as stop. Threads: as stop. */
 VHOST_API int vhost_device_settled(vhost_device *device);
 
 /* Virtio device reset: resets the back-end (if it can), and clears the features acknowledged and,
@@ -4015,6 +4019,8 @@ VHOST_DEF int vhost_device_settled(vhost_device *device)
     int settled = 1;
     if (device->state == VHOST_STATE_RUNNING)
         return vhosti_wrong_state(device, "settled");
+    if (device->state == VHOST_STATE_BROKEN)
+        return device->broken_by;
     for (i = 0; i < device->queue_count; i++) {
         vhosti_look_again(device, &device->queues[i]);
         if (device->queues[i].unsettled)

@@ -25,6 +25,7 @@ typedef struct destination {
     pages absent; /* postcopy: not here yet */
     arrival arrival;
     uint8_t bytes[STREAM_MOST]; /* of a record */
+    double told;                /* ms of the downtime that the source has told of */
     double stopped;             /* when the source did */
     double checked;             /* ms, of the downtime, that are the checker's */
     uint64_t done_before;
@@ -113,8 +114,10 @@ static bool receive(destination *d)
     for (;;) {
         if (!TRY(stream_receive(d->stream, &record, d->bytes, sizeof d->bytes)))
             return false;
-        if (record.kind == STREAM_GO)
+        if (record.kind == STREAM_GO) {
+            d->told = (double)record.place / 1e3;
             return true;
+        }
         if (!take(d, &record))
             return false;
     }
@@ -140,8 +143,10 @@ static bool start(destination *d)
             return false;
         interrupt(&d->machine.devices[i]);
     }
+    double here = ms_since(begin);
     d->outcome.downtime = ms_since(d->stopped) - d->checked;
-    printf("   %-28s %8.3f ms\n", "start the devices here", ms_since(begin));
+    printf("   %-28s %8.3f ms\n", "until all of it is there", d->outcome.downtime - d->told - here);
+    printf("   %-28s %8.3f ms\n", "start the devices there", here);
     printf("   %-28s %8.3f ms (and %.3f for the checker)\n", "downtime", d->outcome.downtime,
            d->checked);
     return true;

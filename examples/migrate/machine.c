@@ -142,12 +142,16 @@ static void on_queue_error(vhost_device *device, uint32_t queue, void *user)
                 of->kind->backend, (unsigned)queue);
 }
 
-/* Where a back-end can leave requests in flight on record, no stop waits for them. */
+bool machine_leaves_in_flight(const machine_device *device)
+{
+    return (device->user.protocol >> VHOST_USER_BIT_SKIP_DRAIN & 1) != 0;
+}
+
+/* Where it can, no stop waits for requests. */
 static bool leave_in_flight(machine_device *device)
 {
     machine *self = device->machine;
-    bool can = (device->user.protocol >> VHOST_USER_BIT_SKIP_DRAIN & 1) != 0;
-    return !can || TRY(vhost_user_set_skip_drain(&device->user, true));
+    return !machine_leaves_in_flight(device) || TRY(vhost_user_set_skip_drain(&device->user, true));
 }
 
 static bool attach(machine_device *device)
@@ -356,6 +360,19 @@ bool machine_turn(machine *self, uint32_t most)
     for (uint32_t i = 0; i < self->count; i++)
         process(&self->devices[i]);
     return self->report->failure[0] == '\0';
+}
+
+bool machine_is_idle(const machine_device *device)
+{
+    const uint8_t *memory = device->machine->ram.host;
+    for (uint32_t i = 0; i < device->device.queue_count; i++) {
+        const vhost_queue *queue = &device->queues[i];
+        const ring_available *available = (const void *)(memory + queue->avail);
+        const ring_used *used = (const void *)(memory + queue->used);
+        if (__atomic_load_n(&used->index, __ATOMIC_ACQUIRE) != available->index)
+            return false;
+    }
+    return true;
 }
 
 static bool all_have_done(const machine *self, const uint64_t *goals)

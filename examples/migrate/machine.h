@@ -68,6 +68,8 @@ struct device_kind {
     bool user;     /* vhost-user; else the kernel's */
     uint64_t want; /* protocol features of vhost-user */
     bool postcopy; /* it can wait for memory */
+    bool drains;   /* all that it has is done in a moment: a disk */
+    const char *needs;
     int (*open)(machine_device *self, const machine_world *world); /* 0 or a negative errno */
     void (*close)(machine_device *self);
     /* Gives the back-end a state of its own, or sees whether it has it; NULL: it has none. */
@@ -126,6 +128,12 @@ void *machine_driver(const machine_device *device);
 /* What is done of a device's requests; what is not yet, of all devices. */
 uint64_t machine_done(const machine_device *device);
 uint32_t machine_waiting(const machine *self);
+
+/* Whether a device has used all that is available, in all queues: a look into its split rings. */
+bool machine_is_idle(const machine_device *device);
+
+/* Whether a stop leaves requests in flight, on record. */
+bool machine_leaves_in_flight(const machine_device *device);
 
 /* Bytes of memory of a world's machines: at first, and when all is plugged in. */
 uint64_t machine_size(const machine_world *world, bool all);

@@ -16,8 +16,9 @@
 #include <sys/socket.h>
 
 enum {
-    RATE = 25000,  /* pages per second that a round sends: no wire is endless */
-    TOGETHER = 32, /* pages, at most, between two turns of the machine */
+    RATE = 25000,   /* pages per second that a round sends: no wire is endless */
+    TOGETHER = 32,  /* pages, at most, between two turns of the machine */
+    PUSH_EVERY = 3, /* ms: a page that nobody has asked for, in postcopy */
     ROUNDS = 6,
     BAR = 60 /* characters of all of memory */
 };
@@ -32,6 +33,7 @@ typedef struct source {
     /* Of the last sync. */
     uint64_t by_devices;
     double sync_ms;
+    double parts_ms; /* of the downtime, so far */
     move_outcome outcome;
 } source;
 
@@ -200,13 +202,11 @@ static bool copy(source *s)
 
 /* ---- 3. switch-over -------------------------------------------------------------------------- */
 
-/* Requests may be in flight all the same: they go with their record, where there is one. */
-static bool settle(source *s, machine_device *device)
+/* Waits until a device has done what it has, as the guest stands still: a moment. */
+static bool drain(source *s, machine_device *device)
 {
     double end = clock_now() + MACHINE_PATIENCE;
-    if ((device->user.protocol >> VHOST_USER_BIT_SKIP_DRAIN & 1) != 0)
-        return true;
-    while (vhost_device_settled(&device->device) == 0) {
+    while (!machine_is_idle(device)) {
         if (clock_now() > end)
             return FAIL("%s does not end its requests", device->kind->backend);
         (void)poll(NULL, 0, 1);
@@ -214,13 +214,21 @@ static bool settle(source *s, machine_device *device)
     return true;
 }
 
+static bool stop(source *s, machine_device *device)
+{
+    if (!machine_leaves_in_flight(device) && device->kind->drains && !drain(s, device))
+        return false;
+    if (!TRY(vhost_device_stop(&device->device)))
+        return false;
+    return machine_leaves_in_flight(device) || vhost_device_settled(&device->device) == 1 ||
+           FAIL("%s stopped, but has not ended its requests", device->kind->backend);
+}
+
 static bool stop_devices(source *s)
 {
     bool good = true;
     for (uint32_t i = 0; i < s->machine.count; i++)
-        good = TRY(vhost_device_stop(&s->machine.devices[i].device)) && good;
-    for (uint32_t i = 0; i < s->machine.count; i++)
-        good = good && settle(s, &s->machine.devices[i]);
+        good = stop(s, &s->machine.devices[i]) && good;
     return good;
 }
 
@@ -263,6 +271,7 @@ static bool part(source *s, const char *name, bool (*act)(source *s))
 {
     double begin = clock_now();
     bool good = act(s);
+    s->parts_ms += ms_since(begin);
     printf("   %-28s %8.3f ms\n", name, ms_since(begin));
     return good;
 }
@@ -270,18 +279,19 @@ static bool part(source *s, const char *name, bool (*act)(source *s))
 static bool switch_over(source *s)
 {
     char rest[40];
-    report_step(s->report, "switch-over");
+    report_step(s->report, "switch-over, with %u requests on their way",
+                (unsigned)machine_waiting(&s->machine));
     double stopped = clock_now();
     if (!TRY(stream_send(s->stream, STREAM_STOPPED, 0, &stopped, sizeof stopped)) ||
         !part(s, "stop the devices", stop_devices) || !part(s, "the last sync", sync_log))
         return false;
-    printf("   (%u requests are not done yet)\n", (unsigned)machine_waiting(&s->machine));
     snprintf(rest, sizeof rest, "%s %" PRIu64 " pages", s->options->postcopy ? "name" : "send",
              pages_in(&s->dirty));
     if (!part(s, rest, send_rest) || !part(s, "save and send the devices", send_devices))
         return false;
     fflush(stdout); /* from here on, the destination tells */
-    return send_hashes(s) && TRY(stream_send(s->stream, STREAM_GO, 0, NULL, 0));
+    return send_hashes(s) &&
+           TRY(stream_send(s->stream, STREAM_GO, (uint64_t)(s->parts_ms * 1e3), NULL, 0));
 }
 
 /* ---- what the destination says --------------------------------------------------------------- */
@@ -307,12 +317,13 @@ static void ask_for_reason(source *s)
     (void)await_outcome(s);
 }
 
-/* Postcopy: what is wanted, or else the next one. PAGES_END: nothing is left, or it went wrong. */
+/* Postcopy: what is wanted, or else, after a while, the next one. PAGES_END: nothing is left, or it
+   went wrong. */
 static uint64_t next_page(source *s)
 {
     struct pollfd back = {.fd = s->stream, .events = POLLIN};
     stream_record record;
-    while (poll(&back, 1, 0) == 1) {
+    while (poll(&back, 1, PUSH_EVERY) == 1) {
         if (!hear(s, &record) || record.kind == STREAM_DONE)
             return PAGES_END;
         if (pages_take_one(&s->dirty, record.place / GUEST_RAM_PAGE))
@@ -327,7 +338,6 @@ static bool serve(source *s)
     for (uint64_t page; (page = next_page(s)) != PAGES_END;) {
         if (!send_page(s, page))
             return false;
-        (void)poll(NULL, 0, 1); /* the wire */
     }
     return s->outcome.failure[0] == '\0' && TRY(stream_send(s->stream, STREAM_GO, 0, NULL, 0));
 }

@@ -15,7 +15,7 @@ typedef enum stream_kind {
     STREAM_RECORD,   /* place: which; the record of its requests in flight */
     STREAM_STATE,    /* place: which; the back-end's own state */
     STREAM_HASHES,   /* of all pages, for the checker; place: microseconds that it took */
-    STREAM_GO,       /* that was all: run */
+    STREAM_GO,       /* that was all: run; place: microseconds that the source has told of */
     STREAM_WANT,     /* backwards; postcopy: place: gpa of a page that is needed now */
     STREAM_DONE,     /* backwards: how it went */
     STREAM_KINDS
