@@ -239,7 +239,7 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
 
    Memory is copied while the guest runs, in rounds, each with what was written in the one before;
    then all stops, and the rest follows. The guest's own writes are in the dirty log of the
-   hypervisor, those of devices are here. examples/migrate.c does all of this.
+   hypervisor, those of devices are here. examples/migrate.c shows it.
 
       source                        and if it fails
       vhost_log_blocker             names a device that cannot log, and why: no migration, unless

@@ -70,10 +70,12 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
 
    The guest's CID belongs to the fd from vhost_device_init on. Both queues must be ready at start.
    A stop leaves the connections as they are; what the host sends meanwhile comes after the next
-   start. They end with the fd: at cleanup, when the device breaks, and, if it was opened by path,
-   at vhost_device_reset. (For that moment another process can take the CID; then reset fails.)
+   start. They end with the fd: when the device breaks, at vhost_kernel_close, and, if it was opened
+   by path, at cleanup and vhost_device_reset. (For that moment another process can take the CID;
+   then reset fails.)
    To change the CID: cleanup, close, open with the new one, init and ack again. In a migration on
-   one host, the source lets go of the CID (cleanup) before the destination's init.
+   one host, the source lets go of the CID (cleanup; close, of a passed fd) before the destination's
+   init.
    After a migration the host has no connections of this guest: put a buffer with event id 0
    (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET) into the event queue, so that the driver drops its own.
 
@@ -114,7 +116,10 @@ CONTENTS (grep -n '>>[a-z]' vhost_kernel.h is the index)
    It cannot log what it writes, so it stands in the way of vhost_log_start. It takes no vIOMMU of
    the VMM: ACCESS_PLATFORM is sent to it whenever it has it, for the IOMMU of the host.
    After a stop, positions are certain if it could be suspended. Else it is reset, and they are
-   certain only for queues in which nothing was left to be done (vhost.h, chapter 8).
+   certain only for queues in which nothing was left to be done (vhost.h, chapter 8). Each start
+   begins with a reset of the device: what the driver told it by a control queue (the number of
+   queue pairs, MAC and VLAN filters) is gone, also over a pause of the VM, and is the VMM's to say
+   again. A path that leads to another device than before is refused (VHOST_WHY_BACKEND_LESS).
    The ioctls of a VDUSE device wait for its process: if that dies, for 30 s, or what
    /sys/class/vduse/NAME/msg_timeout says. After that the device is of no use any more.
 
@@ -1108,6 +1113,8 @@ static int vhosti_kernel_op_open(void *backend, vhost_device *device, vhost_fact
     }
     kernel->backend_features &= kernel->kind->backend_bits;
     vhosti_kernel_state_facts(kernel, facts);
+    if (facts->queues_together)
+        vhost_features_clear(&facts->offered, VHOST_FEATURE_RING_RESET);
     if (kernel->kind->run == NULL && !kernel->options.makes_net_header)
         vhost_features_clear(&facts->offered, VHOSTI_KERNEL_NET_HEADER);
     if (kernel->kind->profile == VHOST_PROFILE_BY_HOST) {
@@ -1385,11 +1392,13 @@ static uint64_t vhosti_kernel_part(const vhost_ring_addresses *addresses, vhost_
 static int vhosti_kernel_send_addresses(vhost_kernel *kernel, uint32_t queue,
                                         vhosti_kernel_address *address)
 {
-    if (kernel->queues != NULL)
-        kernel->queues[queue].known = true;
+    int code;
     address->index = vhosti_kernel_ring_of(kernel, queue);
-    return vhosti_kernel_ioctl(kernel, vhosti_kernel_fd_of(kernel, queue), "SET_VRING_ADDR",
+    code = vhosti_kernel_ioctl(kernel, vhosti_kernel_fd_of(kernel, queue), "SET_VRING_ADDR",
                                VHOSTI_KERNEL_SET_VRING_ADDR, address);
+    if (code >= 0 && kernel->queues != NULL)
+        kernel->queues[queue].known = true;
+    return code;
 }
 
 static int vhosti_kernel_op_set_ring_addresses(void *backend, uint32_t queue,
@@ -1463,10 +1472,12 @@ VHOST_KERNEL_DEF int vhost_kernel_net_attach(vhost_kernel *kernel, uint32_t pair
 static void vhosti_kernel_net_sever(void *backend)
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
+    vhost_error why = kernel->last_error;
     uint32_t queue;
     for (queue = 0; queue < kernel->rings; queue++)
         (void)vhosti_kernel_net_enable(kernel, queue, false);
     vhosti_kernel_close_fds(kernel);
+    kernel->last_error = why;
 }
 
 /* >>whole --------------------------------------------------------------------------------------
@@ -1512,7 +1523,8 @@ static int vhosti_kernel_run(vhost_kernel *kernel)
     if (code < 0)
         return code;
     code = kernel->kind->run(kernel, true);
-    if (code == -EFAULT && kernel->fds[0].sticks && !viommu) /* Linux 6.1 */
+    if (code == -EFAULT && kernel->kind->profile == VHOST_PROFILE_BY_HOST &&
+        kernel->fds[0].sticks && !viommu) /* Linux 6.1 */
         return VHOSTI_KERNEL_FAIL(kernel, code, VHOST_WHY_KERNEL_STUCK, "start", 0);
     if (code < 0)
         return code;
@@ -1537,9 +1549,11 @@ static int vhosti_kernel_op_set_running(void *backend, bool on)
 static void vhosti_kernel_op_sever(void *backend)
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
+    vhost_error why = kernel->last_error;
     if (vhosti_kernel_fd_number(kernel, 0) >= 0)
         (void)vhosti_kernel_op_set_running(kernel, false);
     vhosti_kernel_close_fds(kernel);
+    kernel->last_error = why;
 }
 
 /* What an fd heard of rings, and on Linux 6.1 an IOTLB, it keeps until it is closed; a driver that
@@ -2331,10 +2345,31 @@ VHOST_KERNEL_DEF int vhost_kernel_vdpa_unmap_doorbell(vhost_kernel *kernel, void
 
 /* ---- open, close ---- */
 
+/* A path that is opened again may lead to another device by now. */
+static int vhosti_kernel_vdpa_check_identity(vhost_kernel *kernel)
+{
+    vhost_kernel_vdpa before = kernel->vdpa;
+    int code = vhosti_kernel_vdpa_identify(kernel);
+    bool same = kernel->vdpa.device_id == before.device_id &&
+                kernel->vdpa.queue_count == before.queue_count &&
+                kernel->vdpa.config_size == before.config_size &&
+                kernel->vdpa.group_count == before.group_count;
+    if (code >= 0 && same)
+        return 0;
+    kernel->vdpa = before;
+    kernel->rings = before.queue_count;
+    return code < 0 ? code
+                    : VHOSTI_KERNEL_FAIL(kernel, -ENODEV, VHOST_WHY_BACKEND_LESS,
+                                         "another device than before", 0);
+}
+
 static int vhosti_kernel_vdpa_op_open(void *backend, vhost_device *device, vhost_facts *facts)
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
+    bool anew = vhosti_kernel_fd_number(kernel, 0) < 0;
     int code = vhosti_kernel_op_open(backend, device, facts);
+    if (code >= 0 && anew)
+        code = vhosti_kernel_vdpa_check_identity(kernel);
     if (code >= 0)
         code = vhosti_kernel_set_backend_features(kernel);
     if (code < 0)
@@ -2687,6 +2722,8 @@ static int vhosti_kernel_vdpa_init(vhost_kernel *kernel, const char *path, int f
         code = vhosti_kernel_open_fd(kernel, 0);
     if (code >= 0)
         code = vhosti_kernel_vdpa_identify(kernel);
+    if (code >= 0 && kernel->vdpa.group_count == 0)
+        code = VHOSTI_KERNEL_FAIL(kernel, -EPROTO, VHOST_WHY_BACKEND_REFUSED, "no groups", -1);
     size = kernel->vdpa.group_count * sizeof *kernel->spaces;
     if (code >= 0) {
         kernel->spaces = (uint32_t *)kernel->options.allocate(NULL, size, kernel->options.user);

@@ -110,7 +110,9 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
 
    The record of requests in flight belongs to the positions of the queues, and goes with them. With
    SKIP_DRAIN (vhost_user_set_skip_drain) a stop waits for no request: they are done on the other
-   side. If one of these fails on the destination, nothing has started: go on at the source.
+   side. Restore of the config space only what the driver can have written there: a back-end may die
+   of the rest (QEMU's disk 7.2 does). If one of these fails on the destination, nothing has
+   started: go on at the source.
 
    Postcopy. Memory may follow when the guest runs already. On the destination:
 

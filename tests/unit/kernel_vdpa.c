@@ -1548,6 +1548,53 @@ TEST memory_that_changes_in_place_breaks_what_cannot_resume(bench *b)
     return in_place_breaks(b, F_RESUME);
 }
 
+/* ---- what it is may change while it is away ---- */
+
+static int break_it(bench *b)
+{
+    fake_kernel_refuse(&b->kernel, FAKE_WRITE, -1, 0, -EFAULT);
+    int result = swap_high(b, 160);
+    fake_kernel_relent(&b->kernel);
+    return result;
+}
+
+/* Something of it is `by` less than it was. */
+static enum greatest_test_res is_not_run(bench *b, uint32_t *what, uint32_t by)
+{
+    ASSERT_OK(running(b));
+    ASSERT_OK(break_it(b));
+    ASSERT_INT(VHOST_STATE_BROKEN, b->device.state);
+    vhost_kernel_vdpa before = b->vdpa.vdpa;
+    *what -= by;
+    ASSERT_INT(-ENODEV, vhost_device_reset(&b->device));
+    CHECK_CALL(kernel_says(b, -ENODEV, VHOST_WHY_BACKEND_LESS, "another device"));
+    ASSERT_EQ(before.device_id, b->vdpa.vdpa.device_id);
+    *what += by;
+    ASSERT_OK(vhost_device_reset(&b->device));
+    ASSERT_INT(VHOST_STATE_STOPPED, b->device.state);
+    PASS();
+}
+
+TEST a_device_of_another_kind_at_its_path_is_not_run(bench *b)
+{
+    return is_not_run(b, &b->kernel.vdpa.device_id, 1);
+}
+
+TEST a_device_with_a_smaller_config_space_is_not_run(bench *b)
+{
+    return is_not_run(b, &b->kernel.vdpa.config_size, 8);
+}
+
+TEST a_queue_cannot_be_reset_alone_and_nobody_is_told_so(bench *b)
+{
+    b->kernel.offers[FAKE_VDPA].features |= BIT(40);
+    ASSERT_OK(stopped(b));
+    vhost_features all = fixture_features(UINT64_MAX, UINT64_MAX);
+    vhost_features offered = vhost_device_offer(&b->device, all);
+    ASSERT_FALSE(vhost_features_test(&offered, VHOST_FEATURE_RING_RESET));
+    PASS();
+}
+
 /* Suspension or resumption fails, or a message in between: positions are true all the same. */
 static enum greatest_test_res in_place_fails(bench *b, fake_op op, int skip)
 {
@@ -2677,6 +2724,9 @@ static void identity(void)
 static void sequences(void)
 {
     RUN_VDPA(init_says_this);
+    RUN_VDPA(a_device_of_another_kind_at_its_path_is_not_run);
+    RUN_VDPA(a_device_with_a_smaller_config_space_is_not_run);
+    RUN_VDPA(a_queue_cannot_be_reset_alone_and_nobody_is_told_so);
     RUN_VDPA(start_says_this_to_a_vdpa_device);
     RUN_VDPA(stop_suspends_and_asks_for_positions);
     RUN_VDPA(stop_resets_what_cannot_be_suspended);

@@ -647,6 +647,21 @@ TEST an_object_that_was_never_opened_is_refused(bench *b)
     PASS();
 }
 
+/* The kernel did not take its addresses. */
+TEST a_queue_that_was_refused_is_not_remembered(bench *b)
+{
+    b->passed = true;
+    ASSERT_OK(stopped(b));
+    fake_kernel_refuse_once(&b->kernel, FAKE_SET_VRING_ADDR, -1, (int)b->queues - 1, -EFAULT);
+    ASSERT_INT(-EFAULT, vhost_device_start(&b->device));
+    fake_kernel_relent(&b->kernel);
+    ASSERT_OK(vhost_device_reset(&b->device));
+    ASSERT_OK(driver_comes(b));
+    b->queue[b->queues - 1].ready = false;
+    ASSERT_OK(vhost_device_start(&b->device));
+    PASS();
+}
+
 /* The fd stays, and the kernel's memory with it, whatever becomes of the vhost_device. */
 TEST a_passed_fd_remembers_queues_over_cleanup(bench *b)
 {
@@ -2216,6 +2231,8 @@ static void numbers_and_bytes(void)
     RUN_KIND(a_queue_that_is_not_ready_is_not_told_of, FAKE_SCSI);
     RUN_KIND(a_queue_that_is_not_ready_is_not_told_of, FAKE_OTHER);
     RUN_KIND(vsock_runs_both_queues_or_none, FAKE_VSOCK);
+    RUN_KIND(a_queue_that_was_refused_is_not_remembered, FAKE_SCSI);
+    RUN_KIND(a_queue_that_was_refused_is_not_remembered, FAKE_OTHER);
     RUN_KIND(a_queue_of_a_former_life_is_not_run, FAKE_SCSI);
     RUN_KIND(a_queue_of_a_former_life_is_not_run, FAKE_OTHER);
     RUN_KINDS(an_object_that_is_closed_too_early_breaks_its_device);
