@@ -593,7 +593,7 @@ static enum greatest_test_res logs_what_it_writes(user_machine *m, unsigned queu
     }
     ASSERT_OK(vhost_device_stop(&m->device));
     for (unsigned i = 0; i < queues; i++) {
-        note_page(m, driver.queues[i].memory);
+        note_page(m, (const uint8_t *)driver.queues[i].ring.used);
     }
     return exactly_written_is_dirty(m);
 }
