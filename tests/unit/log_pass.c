@@ -136,7 +136,7 @@ static enum greatest_test_res sync_all(machine *m)
     loads = takes = 0;
     ASSERT_EQ(0, vhost_log_sync(&m->vm, 0, 2 * SECTIONS * PAGE, &sink));
     ASSERT_EQ(SECTIONS / 8, pages);
-    ASSERT_EQ(words, loads);
+    ASSERT(loads <= 2 * words); /* to find a line that is dirty, and its words */
     ASSERT_EQ(words, takes);
     loads = takes = 0;
     ASSERT_EQ(0, vhost_log_sync(&m->vm, 0, 2 * SECTIONS * PAGE, &sink));
