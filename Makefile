@@ -60,7 +60,7 @@ endef
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
 	@tests/support/setup.sh greatest c++ clang valgrind vm vdpa backends || [ $$? -eq 77 ]
-	@$(call run,build-unit build hygiene unit examples real)
+	@$(call run,build-unit build hygiene unit examples real bench)
 
 .PHONY: test-unit
 test-unit: ## the unit tests alone (needs a C compiler and greatest.h)
@@ -76,6 +76,23 @@ test-real: ## the tests on real Linux kernels and with real vhost-user back-ends
 test-mutants: ## break the headers in many places, one at a time: the tests must notice
 	@tests/support/setup.sh greatest || [ $$? -eq 77 ]
 	@tests/support/mutants.sh
+
+# What runs beside it would share its caches: alone, and in one process.
+BENCH_MIGRATIONS = 'testpmd, on this host=build/examples/migrate tap loop precopy' \
+    'storage daemon, on this host=build/examples/migrate disk precopy' \
+    $(foreach k,$(firstword $(KERNELS)),'all kinds, emulated VM, Linux $(k)=$(call \
+    vm,$(k),examples/migrate.c) build/examples/migrate kernel')
+
+.PHONY: bench
+bench: ## one table: how fast it is, beside what others do, and beside what can be done
+	@tests/support/setup.sh vm vdpa backends || [ $$? -eq 77 ]
+	@$(MAKE) --no-print-directory build/bench/bench build/examples/migrate
+	@build/bench/bench migration $(BENCH_MIGRATIONS)
+
+.PHONY: bench-quick
+bench-quick: ## the same in less than a minute: small logs, fake back-ends
+	@$(MAKE) --no-print-directory build/bench/bench
+	@build/bench/bench quick
 
 .PHONY: install
 install: ## copy the headers and vhost.pc to PREFIX (/usr/local)
@@ -188,6 +205,12 @@ lane-real: $(MIGRATIONS:%=migrate-%)
 $(MIGRATIONS:%=migrate-%): migrate-%:
 	@$(TALLY) program "migrate, $*" build/examples/migrate $*
 
+# A report: what is slow fails nothing, but a page that is lost or a call that fails does.
+.PHONY: lane-bench
+lane-bench: build/bench/bench
+	@$(TALLY) program bench build/bench/bench quick
+	@cat build/results/bench.log
+
 # What runs on one of the kernels: the tests made for it, and the examples that name modules. Told
 # "kernel", an example may not fall back to a simulation.
 define kernel_lane
@@ -271,6 +294,11 @@ build/examples/%: build/cc/examples/%.o $(EXAMPLES_SHARED:%=build/cc/%.o)
 
 build/real/vhost_user_postcopy: $(patsubst %,build/cc/examples/migrate/%.o,guest_ram page_faults)
 build/real/%: build/cc/tests/real/%.o $(patsubst %,build/cc/%.o,$(SUPPORT) $(IMPLEMENTATION))
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -pthread $^ -o $@
+
+build/bench/bench: $(patsubst %.c,build/cc/%.o,$(wildcard tests/bench/*.c) \
+    $(addprefix tests/support/,implementation.c user_backend.c real_backend.c))
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -pthread $^ -o $@
 

@@ -22,7 +22,7 @@
 #include <sys/uio.h>
 
 enum {
-    USER_BACKEND_QUEUES = 64,
+    USER_BACKEND_QUEUES = 256,
     USER_BACKEND_CONFIG = 256,    /* most bytes of config space */
     USER_BACKEND_STATE = 1 << 18, /* most bytes of its state */
     USER_BACKEND_SHMEM = 4,
