@@ -78,7 +78,7 @@ test-mutants: ## break the headers in many places, one at a time: the tests must
 	@tests/support/mutants.sh
 
 # What runs beside it would share its caches: alone, and in one process.
-BENCH_MIGRATIONS = 'testpmd, on this host=build/examples/migrate tap loop precopy' \
+BENCH_MIGRATIONS = 'testpmd, on this host=build/examples/migrate loop precopy' \
     'storage daemon, on this host=build/examples/migrate disk precopy' \
     $(foreach k,$(firstword $(KERNELS)),'all kinds, emulated VM, Linux $(k)=$(call \
     vm,$(k),examples/migrate.c) build/examples/migrate kernel')
