@@ -2509,23 +2509,17 @@ static bool vhosti_log_is_clean(const struct vhosti_log *log, uint64_t index)
     return index >= vhosti_log_count(log);
 }
 
-/* Moves the bits of `mask` of at most a word full of words to a log that has those words. */
-static void vhosti_log_move(const struct vhosti_log *to, const struct vhosti_log *from,
-                            uint64_t index, uint64_t count, vhosti_word mask)
-{
-    vhosti_word dirty = vhosti_log_find(from, index, count);
-    for (; dirty != 0; dirty &= dirty - 1) {
-        uint64_t place = index + vhosti_lowest_bit(dirty);
-        vhosti_log_give(to, place, vhosti_log_take(from, place, mask));
-    }
-}
-
 /* Nobody writes to `from` any more, and it is clean where `to` ends. */
 static void vhosti_log_add(const struct vhosti_log *to, const struct vhosti_log *from)
 {
     uint64_t index, count = vhosti_log_count(from);
+    vhosti_word dirty;
     for (index = 0; index < count; index += VHOSTI_WORD_PAGES)
-        vhosti_log_move(to, from, index, VHOSTI_WORD_PAGES, VHOSTI_WORD_ALL);
+        for (dirty = vhosti_log_find(from, index, VHOSTI_WORD_PAGES); dirty != 0;
+             dirty &= dirty - 1) {
+            uint64_t place = index + vhosti_lowest_bit(dirty);
+            vhosti_log_give(to, place, vhosti_log_take(from, place, VHOSTI_WORD_ALL));
+        }
 }
 
 /* Why a device cannot log, or VHOST_WHY_NONE (B2). */
@@ -4992,11 +4986,13 @@ VHOST_DEF int vhost_log_stop(vhost_vm *vm)
 typedef struct vhosti_walk {
     const vhost_vm *vm;
     vhost_log_sink *sink;
-    const struct vhosti_log *log;     /* the longest; what others have goes there first */
+    const struct vhosti_log *log;     /* the longest: it has the words of all others */
     uint32_t span;                    /* none before it reaches the current word */
     uint64_t known_first, known_last; /* pages of that span, or the one before it */
     uint64_t run_page;                /* range sink: the run of dirty pages not yet handed over */
     uint64_t run_count;               /* its pages */
+    vhosti_word others;               /* bit i: other logs had bits in the word at index + i, */
+    vhosti_word taken[VHOSTI_WORD_PAGES]; /* these */
 } vhosti_walk;
 
 /* Sums of 2, then 4, then 8 bits side by side, then all of those in the highest byte. */
@@ -5078,14 +5074,22 @@ static void vhosti_sink_bits(uint64_t *window, uint64_t place, vhosti_word bits)
         window[place / 64] |= high;
 }
 
-/* What is dirty in other logs is dirty in the one that is walked. */
-static void vhosti_gather_words(const vhosti_walk *walk, uint64_t index, uint64_t count,
-                                vhosti_word mask)
+/* Takes what other logs have. (It does not go through the log that is walked: a back-end could
+   clear there what is not its own.) */
+static void vhosti_take_others(vhosti_walk *walk, uint64_t index, uint64_t count, vhosti_word mask)
 {
     const struct vhosti_log *log;
-    for (log = walk->vm->logs; log != NULL; log = log->next)
-        if (log != walk->log)
-            vhosti_log_move(walk->log, log, index, count, mask);
+    vhosti_word dirty;
+    walk->others = 0;
+    for (log = walk->vm->logs; log != NULL; log = log->next) {
+        dirty = log != walk->log ? vhosti_log_find(log, index, count) : 0;
+        for (; dirty != 0; dirty &= dirty - 1) {
+            unsigned i = vhosti_lowest_bit(dirty);
+            vhosti_word bits = vhosti_log_take(log, index + i, mask);
+            walk->taken[i] = (walk->others >> i & 1) != 0 ? walk->taken[i] | bits : bits;
+            walk->others |= (vhosti_word)1 << i;
+        }
+    }
 }
 
 /* Takes the pages of `mask` out of the words of `dirty`: bit i for that at index + i. */
@@ -5094,10 +5098,13 @@ static void vhosti_take_words(vhosti_walk *walk, uint64_t index, vhosti_word dir
 {
     uint64_t *window = walk->sink->bits;
     uint64_t place = index * VHOSTI_WORD_PAGES + 64 - walk->sink->bits_gpa / VHOST_PAGE, pages = 0;
+    vhosti_word others = walk->others;
     for (; dirty != 0; dirty &= dirty - 1) {
         unsigned i = vhosti_lowest_bit(dirty);
         uint64_t first = (index + i) * VHOSTI_WORD_PAGES;
         vhosti_word bits = vhosti_log_take(walk->log, index + i, mask);
+        if ((others >> i & 1) != 0)
+            bits |= walk->taken[i];
         if (first < walk->known_first || first + (VHOSTI_WORD_PAGES - 1) > walk->known_last)
             bits = vhosti_drop_unknown(walk, first, bits);
         pages += vhosti_count_bits(bits);
@@ -5116,8 +5123,8 @@ static void vhosti_sync_words(vhosti_walk *walk, uint64_t index, uint64_t count,
     const vhost_log_sink *sink = walk->sink;
     uint64_t ahead = index * VHOSTI_WORD_PAGES - sink->bits_gpa / VHOST_PAGE + VHOSTI_AHEAD;
     vhosti_word dirty;
-    vhosti_gather_words(walk, index, count, mask);
-    dirty = vhosti_log_find(walk->log, index, count);
+    vhosti_take_others(walk, index, count, mask);
+    dirty = vhosti_log_find(walk->log, index, count) | walk->others;
     if (dirty == 0)
         return;
     for (; sink->bits != NULL && count > 0 && ahead < sink->bits_count;

@@ -2,7 +2,7 @@
    its own, that counts, and whose private parts can be reached. */
 #include <stddef.h>
 
-static size_t loads, takes;
+static size_t loads, takes, gives;
 static void (*in_between)(void); /* between two looks at a word a back-end may write to it */
 
 static void write_in_between(void)
@@ -41,7 +41,7 @@ static unsigned long counted_and(unsigned long *word, unsigned long bits)
 #define VHOST_LOAD(word)            counted_load(word)
 #define VHOST_EXCHANGE(word, bits)  counted_exchange(word, bits)
 #define VHOST_FETCH_AND(word, bits) counted_and(word, bits)
-#define VHOST_FETCH_OR(word, bits)  __atomic_fetch_or(word, bits, __ATOMIC_RELAXED)
+#define VHOST_FETCH_OR(word, bits)  (gives++, __atomic_fetch_or(word, bits, __ATOMIC_RELAXED))
 #include "vhost.h"
 
 #include "greatest.h"
@@ -248,8 +248,32 @@ TEST what_a_back_end_logs_during_a_sync_is_not_lost(void)
     PASS();
 }
 
+/* Whoever logs to the other one could clear them there. */
+TEST bits_of_one_log_never_stand_in_another(void)
+{
+    static machine m;
+    uint64_t pages = 0;
+    vhost_log_sink sink;
+    ASSERT_EQ(0, begin(&m, 1, 1));
+    ASSERT_EQ(0, attach(&m, VHOST_DIRTY_SHARED));
+    for (uint64_t page = 0; page < 3 * WORD_PAGES; page += 5) {
+        mock_dirty(&m.mock[page % 2], page * PAGE);
+        mock_dirty(&m.mock[0], page * PAGE);
+    }
+    memset(&sink, 0, sizeof sink);
+    sink.range = count_range;
+    sink.user = &pages;
+    gives = 0;
+    ASSERT_EQ(0, vhost_log_sync(&m.vm, PAGE, 3 * WORD_PAGES * PAGE, &sink));
+    ASSERT_EQ((3 * WORD_PAGES - 1) / 5, pages);
+    ASSERT_EQ(0, gives);
+    end(&m);
+    PASS();
+}
+
 SUITE(log_pass_suite)
 {
+    RUN_TEST(bits_of_one_log_never_stand_in_another);
     RUN_TEST(one_pass_whatever_the_number_of_devices_and_sections);
     RUN_TEST(only_words_of_the_range_are_looked_at);
     RUN_TEST(only_spans_of_the_range_are_looked_at);
