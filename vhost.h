@@ -2509,17 +2509,25 @@ static bool vhosti_log_is_clean(const struct vhosti_log *log, uint64_t index)
     return index >= vhosti_log_count(log);
 }
 
-/* Nobody writes to `from` any more, and it is clean where `to` ends. */
+static void vhosti_log_add_words(const struct vhosti_log *to, const struct vhosti_log *from,
+                                 uint64_t index, uint64_t count)
+{
+    vhosti_word dirty = vhosti_log_find(from, index, count);
+    for (; dirty != 0; dirty &= dirty - 1) {
+        uint64_t place = index + vhosti_lowest_bit(dirty);
+        vhosti_log_give(to, place, vhosti_log_take(from, place, VHOSTI_WORD_ALL));
+    }
+}
+
+/* What is dirty beyond the end of `to`, where nothing should be, stays. */
 static void vhosti_log_add(const struct vhosti_log *to, const struct vhosti_log *from)
 {
     uint64_t index, count = vhosti_log_count(from);
-    vhosti_word dirty;
+    if (count > vhosti_log_count(to))
+        count = vhosti_log_count(to);
     for (index = 0; index < count; index += VHOSTI_WORD_PAGES)
-        for (dirty = vhosti_log_find(from, index, VHOSTI_WORD_PAGES); dirty != 0;
-             dirty &= dirty - 1) {
-            uint64_t place = index + vhosti_lowest_bit(dirty);
-            vhosti_log_give(to, place, vhosti_log_take(from, place, VHOSTI_WORD_ALL));
-        }
+        vhosti_log_add_words(to, from, index,
+                             count - index < VHOSTI_WORD_PAGES ? count - index : VHOSTI_WORD_PAGES);
 }
 
 /* Why a device cannot log, or VHOST_WHY_NONE (B2). */

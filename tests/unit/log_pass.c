@@ -271,8 +271,31 @@ TEST bits_of_one_log_never_stand_in_another(void)
     PASS();
 }
 
+/* A back-end that was cut off may still write beyond the end of the log that replaces its own. */
+TEST a_log_gives_nothing_beyond_the_end_of_its_successor(void)
+{
+    unsigned long from_words[70] = {0}, to_words[68] = {0};
+    struct vhosti_log from, to;
+    memset(&from, 0, sizeof from);
+    memset(&to, 0, sizeof to);
+    from.memory.base = from_words;
+    from.memory.size = sizeof from_words;
+    to.memory.base = to_words;
+    to.memory.size = 66 * sizeof to_words[0];
+    from_words[0] = from_words[65] = from_words[66] = from_words[69] = 1;
+    vhosti_log_add(&to, &from);
+    ASSERT_EQ(1, to_words[0]);
+    ASSERT_EQ(1, to_words[65]);
+    ASSERT_EQ(0, to_words[66]);
+    ASSERT_EQ(0, from_words[65]);
+    ASSERT_EQ(1, from_words[66]);
+    ASSERT_EQ(1, from_words[69]);
+    PASS();
+}
+
 SUITE(log_pass_suite)
 {
+    RUN_TEST(a_log_gives_nothing_beyond_the_end_of_its_successor);
     RUN_TEST(bits_of_one_log_never_stand_in_another);
     RUN_TEST(one_pass_whatever_the_number_of_devices_and_sections);
     RUN_TEST(only_words_of_the_range_are_looked_at);
