@@ -1361,7 +1361,8 @@ static void vhosti_tell(vhost_vm *vm, vhost_level level, const vhost_error *what
         vm->options.on_message(level, what, device, vm->options.user);
 }
 
-/* Records a failure where its caller can find it, and says it once. Returns the code. */
+/* Records a failure where its caller can find it, and says it once, if there is a VM to say it to.
+   Returns the code. */
 VHOSTI_PRINTF(8, 9)
 static int vhosti_fail(vhost_vm *vm, vhost_device *device, int code, vhost_why why, vhost_op op,
                        int queue, uint32_t line, const char *format, ...)
@@ -1375,7 +1376,8 @@ static int vhosti_fail(vhost_vm *vm, vhost_device *device, int code, vhost_why w
     va_start(arguments, format);
     vhosti_append_text(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
-    vhosti_tell(vm, VHOST_LEVEL_ERROR, error, device);
+    if (vm != NULL)
+        vhosti_tell(vm, VHOST_LEVEL_ERROR, error, device);
     return code;
 }
 
@@ -2717,14 +2719,14 @@ static vhost_features vhosti_impossible(const vhost_device *device, const vhost_
 
 static int vhosti_wrong_state(vhost_device *device, const char *call)
 {
-    const char *state = device->state == VHOST_STATE_RUNNING ? "running" : "stopped";
-    if (device->state == VHOST_STATE_CLOSED)
-        return -EBUSY; /* there may not even be a VM to tell */
+    static const char *const names[] = {"closed", "stopped", "running"};
+    /* Before init there is no VM; after cleanup it may be gone. */
+    vhost_vm *vm = device->state == VHOST_STATE_CLOSED ? NULL : device->vm;
     if (device->state == VHOST_STATE_BROKEN)
         return VHOSTI_FAIL(device, -EIO, VHOST_WHY_DEVICE_BROKEN, VHOST_OP_NONE, -1,
                            "%s (broken by errno %d)", call, -device->broken_by);
-    return VHOSTI_FAIL(device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, -1, "%s while %s", call,
-                       state);
+    return vhosti_fail(vm, device, -EBUSY, VHOST_WHY_STATE, VHOST_OP_NONE, -1, __LINE__,
+                       "%s while %s", call, names[device->state]);
 }
 
 VHOST_DEF int vhost_device_ack(vhost_device *device, vhost_features accepted)
@@ -3830,6 +3832,7 @@ VHOST_DEF void vhost_device_cleanup(vhost_device *device)
     vhosti_drop_log(device->vm, &device->log);
     vhosti_drop_unused_tables(device->vm);
     vhosti_enter(device, VHOST_STATE_CLOSED);
+    device->facts.name = NULL; /* it was the back-end's */
 }
 
 VHOST_DEF const vhost_table *vhost_device_table(const vhost_device *device)

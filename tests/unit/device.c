@@ -1283,7 +1283,10 @@ static enum greatest_test_res check_row(fixture *f, const state_row *row, vhost_
     int result = row->call(f);
     ASSERT_INT(row->result[state], result);
     ASSERT_INT(row->state[state], f->device[0].state);
-    if (state != CLOSED && (result == -EBUSY || result == -EIO)) {
+    if (state == CLOSED && result < 0) {
+        ASSERT_INT(result, f->device[0].last_error.code); /* there may be no VM to tell */
+        ASSERT_INT(VHOST_WHY_STATE, f->device[0].last_error.why);
+    } else if (result == -EBUSY || result == -EIO) {
         CHECK_CALL(fixture_failed(f, errors, &f->device[0].last_error, result,
                                   result == -EIO ? VHOST_WHY_DEVICE_BROKEN : VHOST_WHY_STATE));
     }
