@@ -72,7 +72,8 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
 3. TIME, AND ERRORS
 
    A call waits for the back-end until options.timeout_ms have passed since its first message; while
-   it waits, requests of the back-end are served. A back-end that is silent, dead, or lies, is cut
+   it waits, requests of the back-end are served. Only its own state may take longer: each piece that
+   is taken, or given (4,096 bytes), has that time. A back-end that is silent, dead, or lies, is cut
    off: the connection is closed, and the device BROKEN. vhost_user.last_error says which message of
    which queue it was, and whether the back-end closed (VHOST_WHY_USER_EOF), the socket failed
    (_SOCKET), the time was up (_TIMEOUT), the back-end refused (_REFUSED), or what it said makes no
@@ -391,9 +392,9 @@ VHOST_API int vhost_user_connect(vhost_user *self, const char *path,
 VHOST_API int vhost_user_listen(vhost_user *self, const char *path,
                                 const vhost_user_options *options);
 
-/* Gives another connected socket, ours from now on, for vhost_device_reset or the next try to
-   connect again, which is due at once. */
-VHOST_API void vhost_user_reopen(vhost_user *self, int fd);
+/* Gives another connected socket, ours on success, for vhost_device_reset or the next try to connect
+   again, which is due at once. -EBUSY: the object is closed; or what the system said. */
+VHOST_API int vhost_user_reopen(vhost_user *self, int fd);
 
 /* Lets go of everything. After vhost_device_cleanup; may be repeated, and does nothing to a zeroed
    object. */
@@ -1164,6 +1165,12 @@ static void *vhosti_user_sys_allocate(void *memory, size_t size, void *user)
 static uint64_t vhosti_user_now(const vhost_user *self)
 {
     return self->options.calls->now(self->options.user);
+}
+
+/* Not zeroed: in a zeroed object every fd is 0, which is somebody else's. */
+static bool vhosti_user_is_open(const vhost_user *self)
+{
+    return self->options.calls != NULL;
 }
 
 static void vhosti_user_close_fd(vhost_user *self, int *fd)
@@ -3049,7 +3056,7 @@ static int vhosti_user_get_ring_base(void *backend, uint32_t queue, vhost_ring_b
 
 static bool vhosti_user_has_record(const vhost_user *self)
 {
-    return self->inflight.fd >= 0;
+    return vhosti_user_is_open(self) && self->inflight.fd >= 0;
 }
 
 /* Of a former life of the guest, when all queues begin anew. */
@@ -3361,14 +3368,19 @@ static int vhosti_user_open_way(vhost_user *self, bool load, int *fd)
     return code;
 }
 
-/* Waits for the other end of a way, as long as it moves at all. */
+/* A state may be large: each piece has its own time, but not each byte. */
+static void vhosti_user_begin_piece(vhost_user *self)
+{
+    self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
+}
+
+/* Waits for the other end of a way. */
 static int vhosti_user_await_way(vhost_user *self, int fd, bool output)
 {
     vhost_user_poll way;
     memset(&way, 0, sizeof way);
     way.fd = fd;
     way.output = output;
-    self->deadline = vhosti_user_now(self) + self->options.timeout_ms;
     self->settling = true;
     while (self->dead == 0 && !way.ready) { /* though the channel may never fall silent */
         bool moved = vhosti_user_step(self);
@@ -3384,6 +3396,7 @@ static int vhosti_user_take_all(vhost_user *self, int fd, vhost_user_take take, 
 {
     uint8_t bytes[VHOSTI_USER_PIECE];
     uint64_t total = 0;
+    vhosti_user_begin_piece(self);
     for (;;) {
         uint32_t no_fds = 0;
         int code = vhosti_user_await_way(self, fd, false);
@@ -3403,12 +3416,14 @@ static int vhosti_user_take_all(vhost_user *self, int fd, vhost_user_take take, 
         code = take(bytes, (size_t)count, from);
         if (code < 0)
             return code;
+        vhosti_user_begin_piece(self);
     }
 }
 
 static int vhosti_user_give_piece(vhost_user *self, int fd, const uint8_t *bytes, size_t size)
 {
     size_t done = 0;
+    vhosti_user_begin_piece(self);
     while (done < size) {
         ptrdiff_t count =
             self->options.calls->send(fd, bytes + done, size - done, NULL, 0, self->options.user);
@@ -3640,7 +3655,10 @@ VHOST_USER_DEF int vhost_user_get_object(vhost_user *self, const uint8_t uuid[VH
     code = vhosti_user_run(self, code);
     if (code < 0)
         vhosti_user_close_fd(self, fd);
-    return code == 0 && *fd < 0 ? -ENOENT : code;
+    if (code == 0 && *fd < 0)
+        code = VHOSTI_USER_FAIL(self, -ENOENT, VHOST_WHY_ARGUMENT, VHOSTI_USER_GET_SHARED_OBJECT,
+                                -1, "the back-end has no such object");
+    return code;
 }
 
 VHOST_USER_DEF uint64_t vhost_user_shmem_size(const vhost_user *self, uint8_t region)
@@ -3986,16 +4004,22 @@ static int vhosti_user_set_path(vhost_user *self, const char *path)
     return 0;
 }
 
-VHOST_USER_DEF int vhost_user_open(vhost_user *self, int fd, const vhost_user_options *options)
+/* A socket that blocked would take no deadline. */
+static int vhosti_user_pass_socket(vhost_user *self, int fd)
 {
-    int code;
-    vhosti_user_init(self, options);
-    code = self->options.calls->unblock(fd, self->options.user);
+    int code = self->options.calls->unblock(fd, self->options.user);
     if (code < 0)
         return VHOSTI_USER_FAIL(self, code, VHOST_WHY_USER_CONNECT, 0, -1, "fd %d, errno %d", fd,
                                 -code);
+    vhosti_user_close_fd(self, &self->passed_fd);
     self->passed_fd = fd;
     return 0;
+}
+
+VHOST_USER_DEF int vhost_user_open(vhost_user *self, int fd, const vhost_user_options *options)
+{
+    vhosti_user_init(self, options);
+    return vhosti_user_pass_socket(self, fd);
 }
 
 VHOST_USER_DEF int vhost_user_connect(vhost_user *self, const char *path,
@@ -4021,17 +4045,17 @@ VHOST_USER_DEF int vhost_user_listen(vhost_user *self, const char *path,
                             path, -self->listener);
 }
 
-VHOST_USER_DEF void vhost_user_reopen(vhost_user *self, int fd)
+VHOST_USER_DEF int vhost_user_reopen(vhost_user *self, int fd)
 {
-    vhosti_user_close_fd(self, &self->passed_fd);
-    self->passed_fd = fd;
+    if (!vhosti_user_is_open(self))
+        return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, 0, -1, "reopen while closed");
     self->given_up = false;
-    (void)self->options.calls->unblock(fd, self->options.user);
+    return vhosti_user_pass_socket(self, fd);
 }
 
 VHOST_USER_DEF void vhost_user_close(vhost_user *self)
 {
-    if (self->options.calls == NULL)
+    if (!vhosti_user_is_open(self))
         return;
     vhosti_user_cut(self);
     if (self->listener >= 0)

@@ -669,6 +669,9 @@ static void drop_fds(answer *a)
 static void resize(answer *a, int64_t by)
 {
     static const uint8_t zeroes[PEER_MESSAGE];
+    if (a->message.size < 12) {
+        return; /* there is no answer */
+    }
     if (by < 0) {
         a->message.size -= a->message.size - 12 < (size_t)-by ? a->message.size - 12 : (size_t)-by;
     } else {
@@ -691,7 +694,7 @@ static void set_word(answer *a, size_t at, uint64_t value)
 
 static void say_all(peer *self, const char *texts)
 {
-    char text[256];
+    char text[PEER_MESSAGE];
     while (*texts) {
         size_t size = strcspn(texts, ";");
         memcpy(text, texts, size);
@@ -775,6 +778,9 @@ static void twist(peer *self, const peer_rule *rule, const peer_bytes *asked, an
 
 static void answer_one(peer *self, const peer_bytes *asked)
 {
+    if (self->before) {
+        self->before(self, asked);
+    }
     answer a = make_answer(self, asked);
     for (int i = 0; i < PEER_RULES; i++) {
         peer_rule *rule = &self->rules[i];
@@ -834,8 +840,18 @@ static void move_state(peer *self)
     }
 }
 
+/* What came of a message that is not there in full. */
+static void forget_input(peer *self)
+{
+    close_fds(&self->in, self->in_fd);
+    close_fds(&self->in_channel, self->in_channel_fd);
+    memset(&self->in, 0, sizeof self->in);
+    memset(&self->in_channel, 0, sizeof self->in_channel);
+}
+
 void peer_leave(peer *self)
 {
+    forget_input(self);
     shut(&self->fd);
     shut(&self->channel);
     shut(&self->state_fd);
@@ -894,8 +910,6 @@ int peer_connect(peer *self)
     self->protocol_set = 0;
     self->listening = self->unacked = self->deaf = false;
     self->answered = self->heard.count;
-    memset(&self->in, 0, sizeof self->in);
-    memset(&self->in_channel, 0, sizeof self->in_channel);
     self->connections++;
     return ends[1];
 }
@@ -1312,7 +1326,7 @@ static void open_bench(peer_bench *b, fixture *f)
 static void close_bench(peer_bench *b)
 {
     fault_disarm(&b->f->fault);
-    b->peer.tick = 0;
+    b->peer.tick = 1;
     b->peer.floods = false;
     vhost_device_cleanup(&b->device);
     vhost_user_close(&b->user);
@@ -1320,8 +1334,6 @@ static void close_bench(peer_bench *b)
     peer_leave(&b->peer);
     shut(&b->peer.listener);
     shut(&b->peer.record_fd);
-    close_fds(&b->peer.in, b->peer.in_fd);
-    close_fds(&b->peer.in_channel, b->peer.in_channel_fd);
     free(b->peer.heard.at);
     free(b->peer.told.at);
     free(b->peer.out);
@@ -1340,7 +1352,7 @@ static enum greatest_test_res check_books(const peer_bench *b)
     PASS();
 }
 
-static enum greatest_test_res check_state(const peer_bench *b)
+enum greatest_test_res peer_check_state(const peer_bench *b)
 {
     if (b->device.state == VHOST_STATE_BROKEN) {
         ASSERT_INT(-1, b->user.main.fd);
@@ -1360,7 +1372,7 @@ static enum greatest_test_res run_on_bench(fixture *f)
     open_bench(b, f);
     enum greatest_test_res result = test_of_now(b);
     if (result == GREATEST_TEST_RES_PASS) {
-        result = check_state(b);
+        result = peer_check_state(b);
     }
     const char *message = greatest_info.msg;
     close_bench(b);
@@ -1378,7 +1390,7 @@ enum greatest_test_res peer_run(peer_test *test)
 enum greatest_test_res peer_renew(peer_bench *b)
 {
     fixture *f = b->f;
-    CHECK_CALL(check_state(b));
+    CHECK_CALL(peer_check_state(b));
     close_bench(b);
     CHECK_CALL(check_books(b));
     CHECK_CALL(fixture_renew(f));

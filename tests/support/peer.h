@@ -146,6 +146,8 @@ typedef struct peer {
     bool keeps_state;                    /* it neither reads nor writes its state */
     peer_rule rules[PEER_RULES];
     void (*hook)(struct peer *self, const peer_bytes *message);
+    /* Called with each message before it is answered: may change the rules. */
+    void (*before)(struct peer *self, const peer_bytes *message);
     unsigned refusals; /* so many times nobody is there to connect to */
     bool knocks;       /* it connects, if it is awaited */
     bool away;         /* it does nothing */
@@ -222,6 +224,9 @@ extern const vhost_user_calls peer_calls; /* their `user` is a peer_bench */
 
 /* Cleans all up, finds leaks, and begins anew: for tests with many rounds. */
 enum greatest_test_res peer_renew(peer_bench *b);
+
+/* Whether the back-end object and the queues are as the state of the device has it. */
+enum greatest_test_res peer_check_state(const peer_bench *b);
 
 /* Opens the back-end object on a socket of the peer. */
 int peer_open(peer_bench *b);

@@ -121,7 +121,7 @@ TEST a_shared_object_comes_as_an_fd(peer_bench *b)
     ASSERT_INT(41, (int)lseek(fd, 0, SEEK_END));
     close(fd);
     peer_add_rule(&b->peer, PEER_GET_SHARED_OBJECT, 1, PEER_NO_FDS, 0);
-    ASSERT_INT(-ENOENT, vhost_user_get_object(&b->user, uuid, &fd));
+    ASSERT_LOST(b, vhost_user_get_object(&b->user, uuid, &fd), -ENOENT, VHOST_WHY_ARGUMENT);
     ASSERT_INT(-1, fd);
     ASSERT_INT(VHOST_STATE_RUNNING, b->device.state);
     PASS();

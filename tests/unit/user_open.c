@@ -276,7 +276,20 @@ TEST a_socket_is_used_once(peer_bench *b)
     ASSERT_OK(peer_stopped(b, 1));
     vhost_device_cleanup(&b->device);
     ASSERT_LOST(b, peer_attach(b, 1), -ENOTCONN, VHOST_WHY_USER_CONNECT);
-    vhost_user_reopen(&b->user, peer_connect(&b->peer));
+    ASSERT_OK(vhost_user_reopen(&b->user, peer_connect(&b->peer)));
+    ASSERT_OK(peer_attach(b, 1));
+    PASS();
+}
+
+/* It would be waited for without any deadline. */
+TEST a_socket_that_stays_blocking_is_refused(peer_bench *b)
+{
+    int fd = peer_connect(&b->peer);
+    fault_arm(&b->f->fault, FAULT_EVER_AFTER, 1, 1);
+    ASSERT(vhost_user_open(&b->user, fd, &b->options) < 0);
+    ASSERT(vhost_user_reopen(&b->user, fd) < 0);
+    fault_disarm(&b->f->fault);
+    ASSERT_OK(vhost_user_reopen(&b->user, fd)); /* it was left to its owner */
     ASSERT_OK(peer_attach(b, 1));
     PASS();
 }
@@ -498,6 +511,29 @@ TEST close_may_be_repeated(peer_bench *b)
     PASS();
 }
 
+/* All that a closed object is asked for is refused, and fd 0 is not taken for its own. */
+TEST a_closed_object_refuses_everything(peer_bench *b)
+{
+    uint8_t record[64];
+    int fd;
+    ASSERT_OK(peer_open(b));
+    ASSERT_OK(peer_attach(b, 1));
+    vhost_device_cleanup(&b->device);
+    vhost_user_close(&b->user);
+    for (size_t i = 2; i < user_call_count; i++) { /* the first two open it */
+        ASSERT(user_calls[i].act(b) < 0 || !user_calls[i].serves);
+    }
+    ASSERT_LOST(b, vhost_user_reopen(&b->user, 0), -EBUSY, VHOST_WHY_STATE);
+    ASSERT_OK(vhost_user_process(&b->user));
+    ASSERT_INT(-1, vhost_user_timeout(&b->user));
+    ASSERT_UINT(0, vhost_user_poll_fds(&b->user, &fd, 1));
+    ASSERT_UINT(0, vhost_user_inflight_size(&b->user));
+    ASSERT_INT(-ENOENT, vhost_user_save_inflight(&b->user, record, sizeof record));
+    ASSERT_INT(-EBUSY, vhost_user_load_inflight(&b->user, record, sizeof record));
+    ASSERT_UINT(0, vhost_user_shmem_size(&b->user, 0));
+    PASS();
+}
+
 SUITE(user_open_suite)
 {
     RUN_USER(each_protocol_feature_by_itself);
@@ -516,6 +552,7 @@ SUITE(user_open_suite)
     RUN_USER(a_back_end_that_is_awaited);
     RUN_USER(nobody_is_awaited_for_ever);
     RUN_USER(a_socket_is_used_once);
+    RUN_USER(a_socket_that_stays_blocking_is_refused);
     RUN_USER(paths_that_are_too_long);
     RUN_USER(a_connection_that_stalls_while_it_negotiates);
     RUN_USER(a_channel_that_is_refused_leaks_nothing);
@@ -526,4 +563,5 @@ SUITE(user_open_suite)
     RUN_USER(the_systems_calls_do_what_they_say);
     RUN_USER(fds_without_room_are_closed);
     RUN_USER(close_may_be_repeated);
+    RUN_USER(a_closed_object_refuses_everything);
 }

@@ -200,6 +200,21 @@ TEST a_state_that_is_not_read_is_cut_off(peer_bench *b)
     PASS();
 }
 
+/* That each byte moves something does not prolong the time of its piece. */
+TEST a_state_that_is_read_byte_by_byte_is_cut_off(peer_bench *b)
+{
+    ASSERT_OK(stopped_with_state(b, 0));
+    moved.size = PEER_STATE;
+    ASSERT_OK(vhost_user_load_state(&b->user, give, NULL));
+    b->peer.send_most = 1;
+    b->peer.again_every = 2;
+    b->peer.tick = 1;
+    uint64_t before = b->peer.now;
+    ASSERT_INT(-ETIMEDOUT, vhost_device_start(&b->device));
+    ASSERT(b->peer.now - before < 2500); /* that of all messages, and that of one piece */
+    PASS();
+}
+
 TEST moving_without_a_copy(peer_bench *b)
 {
     int theirs = -1, ours = peer_file(0);
@@ -266,6 +281,7 @@ SUITE(user_state_suite)
     RUN_USER(states_of_all_sizes_are_loaded_before_anything_runs);
     RUN_USER(who_does_not_give_it_ends_the_start);
     RUN_USER(a_state_that_is_not_read_is_cut_off);
+    RUN_USER(a_state_that_is_read_byte_by_byte_is_cut_off);
     RUN_USER(moving_without_a_copy);
     RUN_USER(an_fd_and_no_fd_contradict_each_other);
     RUN_USER(a_refused_transfer_leaves_no_fd);
