@@ -1096,7 +1096,8 @@ VHOST_API int vhost_device_stop(vhost_device *device);
 /* Whether a device that was stopped has used all buffers that it had taken. Looks at its rings once
    more, and updates position.used and used_certain. Returns 1, or 0 if it has not, or if nobody can
    see it (packed rings, and behind a vIOMMU): do not wait for ever, and call vhost_device_process
-   meanwhile, as the back-end may die. -EBUSY: it is RUNNING; BROKEN: as stop. Threads: as stop. */
+   meanwhile, as the back-end may die. -EBUSY: it is RUNNING, or CLOSED; BROKEN: as stop. Threads:
+   as stop. */
 VHOST_API int vhost_device_settled(vhost_device *device);
 
 /* Virtio device reset: resets the back-end (if it can), and clears the features acknowledged and,
@@ -4106,7 +4107,7 @@ VHOST_DEF int vhost_device_settled(vhost_device *device)
 {
     uint32_t i;
     int settled = 1;
-    if (device->state == VHOST_STATE_RUNNING)
+    if (device->state == VHOST_STATE_RUNNING || device->state == VHOST_STATE_CLOSED)
         return vhosti_wrong_state(device, "settled");
     if (device->state == VHOST_STATE_BROKEN)
         return device->broken_by;

@@ -14,4 +14,7 @@ enum greatest_test_res fuzz_once(dice *chance);
 /* Numbers that are likely to matter: small, around powers of two, anything. */
 uint64_t fuzz_number(dice *chance);
 
+/* What is done in this run; printed if FUZZ_NOTES is in the environment. */
+void fuzz_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 #endif

@@ -4,9 +4,12 @@
 
       PROGRAM replay CORPUS...      runs every input
       PROGRAM unpack CORPUS FOLDER  writes each into a file of its own, for libFuzzer
-      PROGRAM pack FILE...          prints files as lines of a corpus */
+      PROGRAM pack FILE...          prints files as lines of a corpus
+
+   With FUZZ_NOTES in the environment, a run says what it does. */
 #include "fuzz.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +35,16 @@ uint64_t fuzz_number(dice *chance)
         return (UINT64_C(1) << dice_roll(chance, 64)) + around - 4;
     default:
         return dice_roll(chance, UINT64_MAX);
+    }
+}
+
+void fuzz_note(const char *format, ...)
+{
+    va_list arguments;
+    if (getenv("FUZZ_NOTES")) {
+        va_start(arguments, format);
+        vfprintf(stderr, format, arguments);
+        va_end(arguments);
     }
 }
 

@@ -1180,6 +1180,11 @@ static int call_stop(fixture *f)
     return vhost_device_stop(&f->device[0]);
 }
 
+static int call_settled(fixture *f)
+{
+    return vhost_device_settled(&f->device[0]);
+}
+
 static int call_reset(fixture *f)
 {
     return vhost_device_reset(&f->device[0]);
@@ -1264,6 +1269,7 @@ static const state_row state_rows[] = {
     {"ack", call_ack, {-EBUSY, 0, -EBUSY, -EIO}, SAME},
     {"start", call_start, {-EBUSY, 0, -EBUSY, -EIO}, {CLOSED, RUNNING, RUNNING, BROKEN}},
     {"stop", call_stop, {0, 0, 0, -ECONNRESET}, {CLOSED, STOPPED, STOPPED, BROKEN}},
+    {"settled", call_settled, {-EBUSY, 1, -EBUSY, -ECONNRESET}, SAME},
     {"reset", call_reset, {-EBUSY, 0, -EBUSY, 0}, {CLOSED, STOPPED, RUNNING, STOPPED}},
     {"queue_start", call_queue_start, {-EBUSY, -EBUSY, 0, -EIO}, SAME},
     {"queue_stop", call_queue_stop, {-EBUSY, -EBUSY, 0, -EIO}, SAME},
