@@ -72,12 +72,12 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
 3. TIME, AND ERRORS
 
    A call waits for the back-end until options.timeout_ms have passed since its first message; while
-   it waits, requests of the back-end are served. Only its own state may take longer: each piece that
-   is taken, or given (4,096 bytes), has that time. A back-end that is silent, dead, or lies, is cut
-   off: the connection is closed, and the device BROKEN. vhost_user.last_error says which message of
-   which queue it was, and whether the back-end closed (VHOST_WHY_USER_EOF), the socket failed
-   (_SOCKET), the time was up (_TIMEOUT), the back-end refused (_REFUSED), or what it said makes no
-   sense (_HEADER, _SIZE, _FDS, _VALUE, _UNASKED, _REQUEST). A mere refusal (-EIO) cuts nothing off.
+   it waits, requests of the back-end are served. Only the back-end's own state may take longer: each
+   4,096 bytes of it have that time. A back-end that is silent, dead, or lies, is cut off: the
+   connection is closed, and the device BROKEN. vhost_user.last_error says which message of which
+   queue it was, and whether the back-end closed (VHOST_WHY_USER_EOF), the socket failed (_SOCKET),
+   the time was up (_TIMEOUT), the back-end refused (_REFUSED), or what it said makes no sense
+   (_HEADER, _SIZE, _FDS, _VALUE, _UNASKED, _REQUEST). A mere refusal (-EIO) cuts nothing off.
 
 4. WHEN THE BACK-END DIES
 
@@ -3391,24 +3391,37 @@ static int vhosti_user_await_way(vhost_user *self, int fd, bool output)
     return self->dead;
 }
 
+/* Returns its size; less than the whole at the end only. */
+static ptrdiff_t vhosti_user_take_piece(vhost_user *self, int fd, uint8_t *bytes)
+{
+    size_t size = 0;
+    vhosti_user_begin_piece(self);
+    while (size < VHOSTI_USER_PIECE) {
+        uint32_t no_fds = 0;
+        int code = vhosti_user_await_way(self, fd, false);
+        ptrdiff_t count =
+            code < 0 ? code
+                     : self->options.calls->receive(fd, bytes + size, VHOSTI_USER_PIECE - size,
+                                                    NULL, &no_fds, self->options.user);
+        if (count == 0)
+            break;
+        if (count == -EINTR || count == -EAGAIN || count == -EWOULDBLOCK)
+            continue;
+        if (count < 0)
+            return code < 0 ? code : vhosti_user_fail_way(self, (int)count, "receive");
+        size += (size_t)count;
+    }
+    return (ptrdiff_t)size;
+}
+
 static int vhosti_user_take_all(vhost_user *self, int fd, vhost_user_take take, void *from,
                                 uint64_t limit)
 {
     uint8_t bytes[VHOSTI_USER_PIECE];
     uint64_t total = 0;
-    vhosti_user_begin_piece(self);
-    for (;;) {
-        uint32_t no_fds = 0;
-        int code = vhosti_user_await_way(self, fd, false);
-        ptrdiff_t count = code < 0 ? code
-                                   : self->options.calls->receive(fd, bytes, sizeof bytes, NULL,
-                                                                  &no_fds, self->options.user);
-        if (count == 0)
-            return 0;
-        if (count == -EINTR || count == -EAGAIN || count == -EWOULDBLOCK)
-            continue;
-        if (count < 0)
-            return code < 0 ? code : vhosti_user_fail_way(self, (int)count, "receive");
+    ptrdiff_t count = vhosti_user_take_piece(self, fd, bytes);
+    while (count > 0) {
+        int code;
         if ((uint64_t)count > limit - total)
             return VHOSTI_USER_FAIL(self, -EFBIG, VHOST_WHY_ARGUMENT, 0, -1,
                                     "more than %llu bytes of state", (unsigned long long)limit);
@@ -3416,8 +3429,9 @@ static int vhosti_user_take_all(vhost_user *self, int fd, vhost_user_take take, 
         code = take(bytes, (size_t)count, from);
         if (code < 0)
             return code;
-        vhosti_user_begin_piece(self);
+        count = vhosti_user_take_piece(self, fd, bytes);
     }
+    return (int)count;
 }
 
 static int vhosti_user_give_piece(vhost_user *self, int fd, const uint8_t *bytes, size_t size)

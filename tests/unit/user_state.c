@@ -215,6 +215,17 @@ TEST a_state_that_is_read_byte_by_byte_is_cut_off(peer_bench *b)
     PASS();
 }
 
+TEST a_state_that_comes_byte_by_byte_is_cut_off(peer_bench *b)
+{
+    ASSERT_OK(stopped_with_state(b, 4096));
+    b->peer.receive_most = 1;
+    b->peer.tick = 1;
+    uint64_t before = b->peer.now;
+    ASSERT_INT(-ETIMEDOUT, vhost_user_save_state(&b->user, take, NULL, PEER_STATE));
+    ASSERT(b->peer.now - before < 2500);
+    PASS();
+}
+
 TEST moving_without_a_copy(peer_bench *b)
 {
     int theirs = -1, ours = peer_file(0);
@@ -282,6 +293,7 @@ SUITE(user_state_suite)
     RUN_USER(who_does_not_give_it_ends_the_start);
     RUN_USER(a_state_that_is_not_read_is_cut_off);
     RUN_USER(a_state_that_is_read_byte_by_byte_is_cut_off);
+    RUN_USER(a_state_that_comes_byte_by_byte_is_cut_off);
     RUN_USER(moving_without_a_copy);
     RUN_USER(an_fd_and_no_fd_contradict_each_other);
     RUN_USER(a_refused_transfer_leaves_no_fd);
