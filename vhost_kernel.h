@@ -397,8 +397,8 @@ VHOST_API int vhost_kernel_scsi_set_events_missed(vhost_kernel *kernel, bool mis
 
 /* ---- vhost-vdpa ---- */
 
-/* Opens a vDPA device and learns what it is: kernel->vdpa. -EBUSY: somebody has it open; or what
-   the kernel said (last_error). */
+/* Opens a vDPA device and learns what it is: kernel->vdpa, of which no number is absurd (-EPROTO).
+   -EBUSY: somebody has it open; or what the kernel said (last_error). */
 VHOST_API int vhost_kernel_vdpa_open(vhost_kernel *kernel, const char *path,
                                      const vhost_kernel_options *options);
 VHOST_API int vhost_kernel_vdpa_open_fd(vhost_kernel *kernel, int fd,
@@ -1812,6 +1812,10 @@ static const vhost_error *vhosti_kernel_op_last_error(void *backend)
     (VHOSTI_KERNEL_IOTLB_MSG_V2 | VHOSTI_KERNEL_IOTLB_BATCH | VHOSTI_KERNEL_IOTLB_ASID |           \
      VHOSTI_KERNEL_SUSPEND | VHOSTI_KERNEL_RESUME | VHOSTI_KERNEL_IOTLB_PERSIST)
 
+enum {
+    VHOSTI_KERNEL_VDPA_MOST = 65536 /* queues, groups, bytes of config space */
+};
+
 static bool vhosti_kernel_vdpa_has(const vhost_kernel *kernel, uint64_t features)
 {
     return (kernel->backend_features & features) == features;
@@ -1839,6 +1843,18 @@ static int vhosti_kernel_vdpa_ask_range(vhost_kernel *kernel)
     return code == -ENOTSUP ? 0 : code;
 }
 
+/* What it says may come from another process (VDUSE), and memory is allocated by it. */
+static int vhosti_kernel_vdpa_check(vhost_kernel *kernel)
+{
+    const vhost_kernel_vdpa *vdpa = &kernel->vdpa;
+    if (vdpa->queue_count <= VHOSTI_KERNEL_VDPA_MOST &&
+        vdpa->config_size <= VHOSTI_KERNEL_VDPA_MOST && vdpa->group_count > 0 &&
+        vdpa->group_count <= VHOSTI_KERNEL_VDPA_MOST)
+        return 0;
+    return VHOSTI_KERNEL_FAIL(kernel, -EPROTO, VHOST_WHY_BACKEND_REFUSED,
+                              "no groups, or more than 65536 of them, queues, or config bytes", 0);
+}
+
 static int vhosti_kernel_vdpa_identify(vhost_kernel *kernel)
 {
     vhost_kernel_vdpa *vdpa = &kernel->vdpa;
@@ -1864,7 +1880,7 @@ static int vhosti_kernel_vdpa_identify(vhost_kernel *kernel)
     if (code >= 0)
         code = vhosti_kernel_vdpa_ask_range(kernel);
     kernel->rings = vdpa->queue_count;
-    return code;
+    return code < 0 ? code : vhosti_kernel_vdpa_check(kernel);
 }
 
 /* ---- status ---- */
@@ -2722,8 +2738,6 @@ static int vhosti_kernel_vdpa_init(vhost_kernel *kernel, const char *path, int f
         code = vhosti_kernel_open_fd(kernel, 0);
     if (code >= 0)
         code = vhosti_kernel_vdpa_identify(kernel);
-    if (code >= 0 && kernel->vdpa.group_count == 0)
-        code = VHOSTI_KERNEL_FAIL(kernel, -EPROTO, VHOST_WHY_BACKEND_REFUSED, "no groups", -1);
     size = kernel->vdpa.group_count * sizeof *kernel->spaces;
     if (code >= 0) {
         kernel->spaces = (uint32_t *)kernel->options.allocate(NULL, size, kernel->options.user);

@@ -416,7 +416,9 @@ static enum greatest_test_res works_again(fixture *f)
     }
     ASSERT(!f->vm.logging || (sync_half(f, 0) == 0 && sync_half(f, HALF) == 0));
     ASSERT_FALSE(lost_a_page);
-    ASSERT_OK(fixture_map_default(f));
+    int code = fixture_map_default(f);
+    fuzz_note("the last commit: %d; %s\n", code, f->vm.last_error.text);
+    ASSERT_OK(code);
     PASS();
 }
 

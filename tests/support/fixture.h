@@ -14,7 +14,7 @@ enum {
     FIXTURE_QUEUES = 3,
     FIXTURE_EVENTS = 64,
     FIXTURE_TRACES = 64,
-    FIXTURE_LOGS = 8,
+    FIXTURE_LOGS = 64,
     FIXTURE_RING_SIZE = 256,
     FIXTURE_PAGES = 256, /* of the backing `ram` */
     FIXTURE_KICK_FD = 5000,

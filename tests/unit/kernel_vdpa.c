@@ -714,6 +714,24 @@ TEST a_device_that_somebody_has_open_is_refused_by_name(bench *b)
     PASS();
 }
 
+/* Memory would be allocated by these: a device may be another process. */
+TEST a_device_of_absurd_numbers_is_refused(bench *b)
+{
+    fake_vdpa *fake = &b->kernel.vdpa;
+    uint32_t *const numbers[] = {&fake->rings, &fake->config_size, &fake->groups, &fake->groups};
+    static const uint32_t absurd[] = {65537, UINT32_MAX, 0, 65537};
+    for (int i = 0; i < 4; i++) {
+        uint32_t usual = *numbers[i];
+        *numbers[i] = absurd[i];
+        ASSERT_INT(-EPROTO, open_vdpa(b));
+        CHECK_CALL(kernel_says(b, -EPROTO, VHOST_WHY_BACKEND_REFUSED, "65536"));
+        ASSERT_UINT(0, fake_kernel_open_fds(&b->kernel));
+        *numbers[i] = usual;
+    }
+    ASSERT_OK(open_vdpa(b));
+    PASS();
+}
+
 TEST a_path_that_cannot_be_is_refused(bench *b)
 {
     char path[80];
@@ -2712,6 +2730,7 @@ static void identity(void)
     RUN_VDPA(what_a_device_is_is_asked_like_this);
     RUN_VDPA(what_an_old_kernel_does_not_know_has_its_usual_value);
     RUN_VDPA(a_device_that_somebody_has_open_is_refused_by_name);
+    RUN_VDPA(a_device_of_absurd_numbers_is_refused);
     RUN_VDPA(a_path_that_cannot_be_is_refused);
     RUN_VDPA(each_call_of_open_may_fail);
     RUN_VDPA(a_passed_vdpa_fd_stays_the_callers_where_opening_fails);
