@@ -2356,7 +2356,12 @@ VHOST_KERNEL_DEF int vhost_kernel_vdpa_map_doorbell(vhost_kernel *kernel, uint32
 VHOST_KERNEL_DEF int vhost_kernel_vdpa_unmap_doorbell(vhost_kernel *kernel, void *page)
 {
     const vhost_kernel_options *options = &kernel->options;
-    return options->calls->unmap(page, (size_t)sysconf(_SC_PAGESIZE), options->user);
+    int code = -EINVAL;
+    if (options->calls != NULL) /* a zeroed object has mapped nothing */
+        code = options->calls->unmap(page, (size_t)sysconf(_SC_PAGESIZE), options->user);
+    if (code >= 0)
+        return 0;
+    return VHOSTI_KERNEL_FAIL(kernel, code, VHOST_WHY_ARGUMENT, "unmapping a doorbell", 0);
 }
 
 /* ---- open, close ---- */

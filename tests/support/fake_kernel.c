@@ -961,6 +961,8 @@ static ptrdiff_t do_write(int number, const void *bytes, size_t size, void *user
     if (call->result == 0) {
         call->result = fd->kind == FAKE_VDPA ? fake_vdpa_message(self, fd, call->bytes)
                                              : take_message(fd, call->bytes);
+    } else if (fake_vdpa_ends_batch(call->bytes)) {
+        self->vdpa.in_batch = false; /* a refused end is no reason to complain of the next begin */
     }
     return call->result < 0 ? call->result : (ptrdiff_t)size;
 }

@@ -298,6 +298,11 @@ static int do_message(fake_kernel *self, const fake_fd *fd, const fake_map *map,
     }
 }
 
+bool fake_vdpa_ends_batch(const unsigned char *message)
+{
+    return message[33] == BATCH_END;
+}
+
 /* The kernel says EFAULT, whatever stood in the way. */
 int fake_vdpa_message(fake_kernel *self, const fake_fd *fd, const unsigned char *message)
 {

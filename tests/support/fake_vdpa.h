@@ -29,6 +29,7 @@ void fake_vdpa_close(fake_kernel *self, fake_fd *fd);
 uint64_t fake_vdpa_backend_features(const fake_kernel *self);
 int fake_vdpa_set_features(fake_kernel *self, fake_fd *fd, uint64_t bits, uint64_t offered);
 int fake_vdpa_message(fake_kernel *self, const fake_fd *fd, const unsigned char *message);
+bool fake_vdpa_ends_batch(const unsigned char *message);
 int fake_vdpa_map_doorbell(fake_kernel *self, uint64_t offset, size_t size, void **at);
 int fake_vdpa_unmap_doorbell(fake_kernel *self, const void *at, size_t size);
 

@@ -2056,6 +2056,21 @@ TEST a_doorbell_is_mapped_and_unmapped(bench *b)
     PASS();
 }
 
+TEST a_doorbell_that_cannot_be_unmapped_is_told(bench *b)
+{
+    static vhost_kernel zeroed;
+    ASSERT_INT(-EINVAL, vhost_kernel_vdpa_unmap_doorbell(&zeroed, b));
+    ASSERT_INT(-EINVAL, zeroed.last_error.code);
+    void *page = NULL;
+    ASSERT_OK(running(b));
+    ASSERT_OK(vhost_kernel_vdpa_map_doorbell(&b->vdpa, 2, &page));
+    fault_arm(&b->f->fault, FAULT_ONCE, 1, 0);
+    ASSERT_INT(-EIO, vhost_kernel_vdpa_unmap_doorbell(&b->vdpa, page));
+    CHECK_CALL(kernel_says(b, -EIO, VHOST_WHY_ARGUMENT, "unmapping a doorbell"));
+    ASSERT_OK(vhost_kernel_vdpa_unmap_doorbell(&b->vdpa, page));
+    PASS();
+}
+
 TEST a_device_without_doorbells_says_so(bench *b)
 {
     void *page;
@@ -2836,6 +2851,7 @@ static void config_and_spaces(void)
     RUN_VDPA(a_map_elsewhere_has_its_limits_too);
     RUN_VDPA(a_closed_object_maps_nothing);
     RUN_VDPA(a_doorbell_is_mapped_and_unmapped);
+    RUN_VDPA(a_doorbell_that_cannot_be_unmapped_is_told);
     RUN_VDPA(a_device_without_doorbells_says_so);
     RUN_VDPA(a_doorbell_needs_memory_and_a_device);
     RUN_VDPA(a_vdpa_device_and_another_kind_share_a_vm);
