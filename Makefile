@@ -4,6 +4,7 @@ CFLAGS = -O2 -g
 WARNINGS = @tests/support/warnings
 WARNINGS_C = @tests/support/warnings_c
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+FUZZER = $(SANITIZE) -fsanitize=fuzzer-no-link -DFUZZER
 SANITIZE_THREADS = -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 CLANG = clang
 CLANGXX = clang++
@@ -60,7 +61,7 @@ endef
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
 	@tests/support/setup.sh greatest c++ clang valgrind vm vdpa backends || [ $$? -eq 77 ]
-	@$(call run,build-unit build hygiene unit examples real bench)
+	@$(call run,build-unit build hygiene unit fuzz examples real bench)
 
 .PHONY: test-unit
 test-unit: ## the unit tests alone (needs a C compiler and greatest.h)
@@ -76,6 +77,17 @@ test-real: ## the tests on real Linux kernels and with real vhost-user back-ends
 test-mutants: ## break the headers in many places, one at a time: the tests must notice
 	@tests/support/setup.sh greatest || [ $$? -eq 77 ]
 	@tests/support/mutants.sh
+
+FUZZ_SECONDS = 60
+.PHONY: fuzz fuzz-merge
+fuzz: ## look for what breaks it, FUZZ_SECONDS (60) in each of the fuzz targets (needs clang)
+	@tests/support/setup.sh greatest clang
+	@GREATEST_DIR=$$(tests/support/greatest.sh) $(MAKE) -s -j$(JOBS) \
+	    $(FUZZ:%=build/fuzzer/%)
+	@tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ)
+
+fuzz-merge: $(FUZZ:%=build/fuzzer/%)
+	@tests/fuzz/run.sh merge $(FUZZ)
 
 # What runs beside it would share its caches: alone, and in one process.
 BENCH_MIGRATIONS = 'testpmd, on this host=build/examples/migrate loop precopy' \
@@ -127,6 +139,7 @@ endef
 IMPLEMENTATION = tests/support/implementation
 SUPPORT = $(filter-out $(IMPLEMENTATION),$(basename $(wildcard tests/support/*.c examples/common/*.c)))
 UNIT = $(basename $(wildcard tests/unit/*.c))
+FUZZ = $(patsubst tests/fuzz/%.txt,%,$(wildcard tests/fuzz/*.txt))
 # Without greatest.h, whoever needs it is left out and skipped.
 REAL = $(if $(GREATEST_DIR),$(notdir $(basename $(wildcard tests/real/*.c))))
 REAL_VM = $(foreach r,$(REAL),$(if $(call modules,tests/real/$(r).c),$(r)))
@@ -188,6 +201,17 @@ ifeq ($(call have,valgrind),)
 else
 	@$(TALLY) suite "unit tests, valgrind" env VHOST_MODEL_RUNS=1000 \
 	    valgrind -q --error-exitcode=99 --leak-check=full --fair-sched=yes build/unit/cc
+endif
+
+# Each corpus once, with the sanitizers.
+.PHONY: lane-fuzz $(FUZZ:%=fuzz-%)
+ifeq ($(call have,$(CLANG)),)
+lane-fuzz:
+	@$(TALLY) skip "fuzz corpora" "no $(CLANG)"
+else ifneq ($(GREATEST_DIR),)
+lane-fuzz: $(FUZZ:%=fuzz-%)
+$(FUZZ:%=fuzz-%): fuzz-%: build/fuzz/%
+	@$(TALLY) suite "fuzz corpus, $*" build/fuzz/$* replay tests/fuzz/$*.txt
 endif
 
 # These can do nothing without their device: they run in the virtual machines only.
@@ -283,6 +307,19 @@ build/unit/clang++: LINK = $(CLANGXX) $(CFLAGS)
 build/unit/%:
 	@mkdir -p $(@D)
 	$(LINK) -pthread $^ -o $@
+
+build/fuzzer/%.o: %.c
+	@mkdir -p $(@D)
+	$(CLANG) -std=c99 $(FUZZER) $(WARNINGS_C) $(COMPILE)
+
+# libFuzzer's main, or that of tests/fuzz/main.c, which runs a corpus once.
+build/fuzzer/%: $(patsubst %,build/fuzzer/%.o,tests/fuzz/% tests/fuzz/main $(SUPPORT) $(IMPLEMENTATION))
+	@mkdir -p $(@D)
+	$(CLANG) $(FUZZER) -fsanitize=fuzzer -pthread $^ -o $@
+
+build/fuzz/%: $(patsubst %,build/clang/%.o,tests/fuzz/% tests/fuzz/main $(SUPPORT) $(IMPLEMENTATION))
+	@mkdir -p $(@D)
+	$(CLANG) $(SANITIZE) -pthread $^ -o $@
 
 EXAMPLES_SHARED = $(MEMORY_BACKEND) $(basename $(wildcard examples/common/*.c))
 build/examples/vhost_user_net: build/cc/tests/support/user_backend.o

@@ -132,9 +132,11 @@ static int open_kind(bench *b)
         return vhost_kernel_scsi_open(vhost, FAKE_SCSI_PATH, FAKE_TARGET, &b->options);
     case FAKE_VDPA:
         return vhost_kernel_vdpa_open(vhost, FAKE_VDPA_PATH, &b->options);
-    default:
-        return vhost_kernel_open(vhost, FAKE_OTHER_PATH, QUEUES, &b->options);
+    case FAKE_OTHER:
+    case FAKE_KINDS:
+        break;
     }
+    return vhost_kernel_open(vhost, FAKE_OTHER_PATH, QUEUES, &b->options);
 }
 
 static void close_all(bench *b)

@@ -1,6 +1,6 @@
-/* The record of requests in flight, which a back-end writes as it likes, and which comes back from a
-   migration stream as it likes: saved, loaded, handed over, and read to learn where the rings of a
-   back-end that died stood.
+/* The record of requests in flight, which a back-end writes as it likes, and which comes back from
+   a migration stream as it likes: saved, loaded, handed over, and read to learn where the rings of
+   a back-end that died stood.
 
    Nothing is taken for a position that cannot be one, and what is saved can be loaded again. */
 #define _POSIX_C_SOURCE 200809L

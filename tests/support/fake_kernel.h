@@ -39,7 +39,7 @@
 enum {
     FAKE_FD = 9000,      /* the first vhost fd ever opened; no number comes twice */
     FAKE_FILE_FD = 8999, /* max_mem_regions, while it is open */
-    FAKE_FDS = 64,
+    FAKE_FDS = 192,
     FAKE_CALLS = 2048,
     FAKE_BYTES = 264, /* kept of an argument: the whole config space, or a table of eight regions */
     FAKE_RINGS = 8,   /* of one fd, at most */
