@@ -72,8 +72,8 @@ CONTENTS (grep -n '>>[a-z]' vhost_user.h is the index)
 3. TIME, AND ERRORS
 
    A call waits for the back-end until options.timeout_ms have passed since its first message; while
-   it waits, requests of the back-end are served. Only the back-end's own state may take longer: each
-   4,096 bytes of it have that time. A back-end that is silent, dead, or lies, is cut off: the
+   it waits, requests of the back-end are served. Only the back-end's own state may take longer:
+   each 4,096 bytes of it have that time. A back-end that is silent, dead, or lies, is cut off: the
    connection is closed, and the device BROKEN. vhost_user.last_error says which message of which
    queue it was, and whether the back-end closed (VHOST_WHY_USER_EOF), the socket failed (_SOCKET),
    the time was up (_TIMEOUT), the back-end refused (_REFUSED), or what it said makes no sense
@@ -392,8 +392,8 @@ VHOST_API int vhost_user_connect(vhost_user *self, const char *path,
 VHOST_API int vhost_user_listen(vhost_user *self, const char *path,
                                 const vhost_user_options *options);
 
-/* Gives another connected socket, ours on success, for vhost_device_reset or the next try to connect
-   again, which is due at once. -EBUSY: the object is closed; or what the system said. */
+/* Gives another connected socket, ours on success, for vhost_device_reset or the next try to
+   connect again, which is due at once. -EBUSY: the object is closed; or what the system said. */
 VHOST_API int vhost_user_reopen(vhost_user *self, int fd);
 
 /* Lets go of everything. After vhost_device_cleanup; may be repeated, and does nothing to a zeroed

@@ -1,5 +1,5 @@
-/* Any calls of vhost.h in any order, on three devices of any kinds, while anything may fail: memory,
-   notifiers, mappings, translations, operations of back-ends, back-ends altogether.
+/* Any calls of vhost.h in any order, on three devices of any kinds, while anything may fail:
+   memory, notifiers, mappings, translations, operations of back-ends, back-ends altogether.
 
    After each call every object is in the state that it claims, and what failed says why; no page
    that was dirtied while the VM logs is lost; and in the end nothing is left over. */

@@ -1,7 +1,7 @@
-/* vhost_kernel.h on every kind of device: the kernel says what it likes in messages about the IOTLB,
-   short ones and those of another version included; a vDPA device, which may be another process
-   (VDUSE), what it likes of itself; system calls fail or are interrupted; and the VMM calls anything
-   in any order.
+/* vhost_kernel.h on every kind of device: the kernel says what it likes in messages about the
+   IOTLB, short ones and those of another version included; a vDPA device, which may be another
+   process (VDUSE), what it likes of itself; system calls fail or are interrupted; and the VMM calls
+   anything in any order.
 
    The kernel itself complains of what it is told. What failed says why, and in the end nothing is
    left over. */

@@ -1,6 +1,6 @@
-/* What is around a fuzz target. libFuzzer calls LLVMFuzzerTestOneInput; without it, as in make test,
-   a corpus is run once. A corpus is a text file: each line is an input in hexadecimal digits, "#"
-   begins a comment.
+/* What is around a fuzz target. libFuzzer calls LLVMFuzzerTestOneInput; without it, as in make
+   test, a corpus is run once. A corpus is a text file: each line is an input in hexadecimal digits,
+   "#" begins a comment.
 
       PROGRAM replay CORPUS...      runs every input
       PROGRAM unpack CORPUS FOLDER  writes each into a file of its own, for libFuzzer
