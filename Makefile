@@ -306,7 +306,7 @@ build/unit/g++: LINK = $(CXX) $(CFLAGS)
 build/unit/clang++: LINK = $(CLANGXX) $(CFLAGS)
 build/unit/%:
 	@mkdir -p $(@D)
-	$(LINK) -pthread $^ -o $@
+	$(LINK) @tests/unit/system_calls.link -pthread $^ -o $@
 
 build/fuzzer/%.o: %.c
 	@mkdir -p $(@D)

@@ -1482,20 +1482,19 @@ static int vhosti_event_test_and_clear(const vhost_event *event, void *user)
 {
     char bytes[64]; /* an eventfd gives 8 of them, a pipe as many as there were signals */
     struct pollfd polled;
-    int signalled = 0;
+    ptrdiff_t count;
+    bool signalled = false;
     (void)user;
     polled.fd = event->wait_fd;
     polled.events = POLLIN;
     /* Whoever signals may have made it block: there must be something before it is read. */
-    while (poll(&polled, 1, 0) > 0) {
-        ptrdiff_t count = read(event->wait_fd, bytes, sizeof bytes);
+    do {
+        count = poll(&polled, 1, 0);
+        if (count > 0)
+            count = read(event->wait_fd, bytes, sizeof bytes);
         signalled |= count > 0;
-        if (count == 0 || (count < 0 && errno == EAGAIN))
-            break;
-        if (count < 0 && errno != EINTR)
-            return -errno;
-    }
-    return signalled;
+    } while (count > 0 || (count < 0 && errno == EINTR));
+    return count < 0 && errno != EAGAIN ? -errno : signalled;
 }
 
 static const vhost_event_ops vhosti_posix_events = {vhosti_event_create, vhosti_event_destroy,

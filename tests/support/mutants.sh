@@ -34,15 +34,15 @@ build_objects() {
 # it is broken, or it is where the headers are implemented.
 build() {
     case $1 in
-    tests) objects="tests-*.o examples-common-*.o" ;;
-    migrate) objects="examples-*.o tests-support-user_backend.c.o tests-support-real_backend.c.o" ;;
+    tests) objects="tests-*.o examples-common-*.o" flags=@tests/unit/system_calls.link ;;
+    migrate) flags='' objects="examples-*.o tests-support-user_backend.c.o tests-support-real_backend.c.o" ;;
     esac
     others=$(cd $work/objects && printf "$work/objects/%s\n" $objects |
         grep -vxF "$(object_of "$2")")
     one=$here/$(basename "$2")
     [ -e "$one" ] || cp "$2" "$one"
     "$CC" -std=c99 -O0 -w -I"$here" -I"$(dirname "$2")" $includes -c "$one" -o "$one.o" &&
-        "$CC" $others "$one.o" -pthread -o "$here/$1"
+        "$CC" $others "$one.o" $flags -pthread -o "$here/$1"
 }
 
 # run_tests OPTION...: up to the first that fails.

@@ -39,6 +39,7 @@ SUITE_EXTERN(user_postcopy_suite);
 SUITE_EXTERN(user_reconnect_suite);
 SUITE_EXTERN(user_channel_suite);
 SUITE_EXTERN(user_faults_suite);
+SUITE_EXTERN(system_suite);
 
 GREATEST_MAIN_DEFS();
 
@@ -83,5 +84,6 @@ int main(int argc, char **argv)
     RUN_SUITE(user_reconnect_suite);
     RUN_SUITE(user_channel_suite);
     RUN_SUITE(user_faults_suite);
+    RUN_SUITE(system_suite);
     GREATEST_MAIN_END();
 }

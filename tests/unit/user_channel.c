@@ -564,6 +564,41 @@ TEST misses_follow_each_other(peer_bench *b)
     PASS();
 }
 
+/* What is answered makes room for what is not yet: a peer that asks for ever eats no memory. */
+TEST misses_that_never_end_take_the_room_of_those_before(peer_bench *b)
+{
+    static const char miss[] = "1 1 32 Q10003123 Q0 Q0 B1 B1 Z6";
+    ASSERT_OK(running_behind_viommu(b));
+    peer_add_rule(&b->peer, PEER_SET_VRING_CALL, 1, PEER_ASK, 12)->text = miss;
+    peer_add_rule(&b->peer, PEER_IOTLB_MSG, 0, PEER_ASK, 0)->text = miss;
+    ASSERT_OK(vhost_queue_mask(&b->device, 0));
+    b->peer.receive_most = 20; /* bytes: an answer at a time, and half a miss */
+    for (int i = 0; i < 20; i++) {
+        ASSERT_OK(vhost_user_process(&b->user));
+        ASSERT(b->user.request_capacity <= 32);
+    }
+    ASSERT(peer_count(&b->peer, PEER_IOTLB_MSG) > 100);
+    peer_obey(&b->peer);
+    ASSERT_OK(vhost_device_stop(&b->device));
+    PASS();
+}
+
+/* The call that it came in has returned: it is `process` that finds out. */
+TEST an_answer_to_a_miss_that_never_comes_is_missed(peer_bench *b)
+{
+    ASSERT_OK(running_behind_viommu(b));
+    peer_add_rule(&b->peer, PEER_SET_VRING_CALL, 1, PEER_ASK, 0)->text =
+        "1 1 32 Q10003000 Q0 Q0 B1 B1 Z6";
+    peer_add_rule(&b->peer, PEER_SET_VRING_CALL, 1, PEER_LATE, 0);
+    peer_add_rule(&b->peer, PEER_IOTLB_MSG, 1, PEER_SILENT, 0);
+    ASSERT_OK(vhost_queue_mask(&b->device, 0));
+    ASSERT_OK(vhost_user_process(&b->user));
+    b->peer.now += 1001;
+    ASSERT_INT(-ETIMEDOUT, vhost_user_process(&b->user));
+    ASSERT_INT(VHOST_STATE_BROKEN, b->device.state);
+    PASS();
+}
+
 TEST a_miss_in_a_call_of_the_core_is_answered_there(peer_bench *b)
 {
     ASSERT_OK(running_behind_viommu(b));
@@ -734,6 +769,8 @@ SUITE(user_channel_suite)
     RUN_USER(what_is_unmapped_is_invalidated);
     RUN_USER(a_miss_found_by_process_is_answered_once);
     RUN_USER(misses_follow_each_other);
+    RUN_USER(misses_that_never_end_take_the_room_of_those_before);
+    RUN_USER(an_answer_to_a_miss_that_never_comes_is_missed);
     RUN_USER(a_miss_in_a_call_of_the_core_is_answered_there);
     RUN_USER(a_miss_in_a_service_is_answered_there);
     RUN_USER(a_miss_hides_no_refusal);

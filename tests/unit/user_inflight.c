@@ -87,6 +87,21 @@ TEST an_old_record_is_none_of_a_new_life(peer_bench *b)
     PASS();
 }
 
+/* The object stays, its device comes again with fewer queues. */
+TEST a_record_of_other_queues_is_not_handed_over(peer_bench *b)
+{
+    ASSERT_OK(running_with_record(b));
+    ASSERT_OK(vhost_device_stop(&b->device));
+    vhost_position at = b->queue[0].position;
+    vhost_device_cleanup(&b->device);
+    ASSERT_OK(vhost_user_reopen(&b->user, peer_connect(&b->peer)));
+    ASSERT_OK(peer_attach(b, 1));
+    peer_fill(b);
+    b->queue[0].position = at;
+    ASSERT_LOST(b, vhost_device_start(&b->device), -EINVAL, VHOST_WHY_USER_INFLIGHT);
+    PASS();
+}
+
 TEST a_record_somewhere_in_its_file(peer_bench *b)
 {
     b->peer.record_offset = 0x3000;
@@ -433,6 +448,7 @@ SUITE(user_inflight_suite)
     RUN_USER(a_first_start_asks_and_hands_over);
     RUN_USER(the_record_stays_over_a_stop_and_goes_with_a_reset);
     RUN_USER(an_old_record_is_none_of_a_new_life);
+    RUN_USER(a_record_of_other_queues_is_not_handed_over);
     RUN_USER(a_record_somewhere_in_its_file);
     RUN_USER(a_back_end_without_a_record_has_none);
     RUN_USER(without_inflight_nobody_asks);
