@@ -12,6 +12,9 @@ KERNELS = 6.12 6.1
 PREFIX = /usr/local
 JOBS = $(shell nproc)
 
+# musl-gcc leaves the headers of the kernel out.
+MUSL_LINUX = -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu
+
 HEADERS = $(wildcard vhost*.h)
 INCLUDES = -I. -Itests/support -Iexamples/common
 TALLY = tests/support/tally.sh
@@ -60,8 +63,8 @@ endef
 
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
-	@tests/support/setup.sh greatest c++ clang valgrind vm vdpa backends || [ $$? -eq 77 ]
-	@$(call run,build-unit build hygiene unit fuzz examples real bench)
+	@tests/support/setup.sh greatest c++ clang valgrind analysis platforms vm vdpa backends || [ $$? -eq 77 ]
+	@$(call run,build-unit build hygiene unit fuzz platforms examples real bench)
 
 .PHONY: test-unit
 test-unit: ## the unit tests alone (needs a C compiler and greatest.h)
@@ -201,6 +204,39 @@ ifeq ($(call have,valgrind),)
 else
 	@$(TALLY) suite "unit tests, valgrind" env VHOST_MODEL_RUNS=1000 \
 	    valgrind -q --error-exitcode=99 --leak-check=full --fair-sched=yes build/unit/cc
+endif
+
+# Other machines, by qemu-user, and another libc; and memory that was never written to. Of the random
+# maps a few, as they are the same everywhere.
+# platform: NAME, its compiler and options, TITLE, what runs it.
+PLATFORM_SUPPORT = $(filter-out %_machine %/vduse_device %/real_backend %/request_queue %/packed_ring \
+    examples/%,$(SUPPORT))
+define platform
+.PHONY: unit-$(1)
+lane-platforms: unit-$(1)
+ifeq ($$(call have,$(firstword $(2))),)
+unit-$(1):
+	@$$(TALLY) skip "unit tests, $(3)" "no $(firstword $(2))"
+else
+build/$(1)/%.o: %.c
+	@mkdir -p $$(@D)
+	$(2) -std=c99 -O1 -g -Wall -Wextra -Werror $$(COMPILE)
+build/unit/$(1): LINK = $(2)
+build/unit/$(1): $$(patsubst %,build/$(1)/%.o,$$(UNIT) $$(PLATFORM_SUPPORT) $$(IMPLEMENTATION))
+build-platforms: build/unit/$(1)
+unit-$(1): build-platforms
+	@$$(TALLY) suite "unit tests, $(3)" env VHOST_MODEL_RUNS=1000 $(4) build/unit/$(1) -v
+endif
+endef
+
+.PHONY: lane-platforms build-platforms
+ifneq ($(GREATEST_DIR),)
+build-platforms:
+$(eval $(call platform,s390x,s390x-linux-gnu-gcc -static,s390x (big-endian),VHOST_EMULATED=1 qemu-s390x-static))
+$(eval $(call platform,armhf,arm-linux-gnueabihf-gcc -static,armhf (32 bits),VHOST_EMULATED=1 qemu-arm-static))
+$(eval $(call platform,aarch64,aarch64-linux-gnu-gcc -static,aarch64,VHOST_EMULATED=1 qemu-aarch64-static))
+$(eval $(call platform,musl,musl-gcc -static $(MUSL_LINUX),musl))
+$(eval $(call platform,msan,$(CLANG) -fsanitize=memory -fno-omit-frame-pointer,memory that was never written))
 endif
 
 # Each corpus once, with the sanitizers.

@@ -965,10 +965,10 @@ static ptrdiff_t vhosti_user_sys_send(int fd, const void *bytes, size_t size, co
     if (fd_count > 0) {
         control.align.cmsg_level = SOL_SOCKET;
         control.align.cmsg_type = SCM_RIGHTS;
-        control.align.cmsg_len = CMSG_LEN(fd_count * sizeof(int));
+        control.align.cmsg_len = (socklen_t)CMSG_LEN(fd_count * sizeof(int));
         memcpy(CMSG_DATA(&control.align), fds, fd_count * sizeof(int));
         header.msg_control = control.bytes;
-        header.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
+        header.msg_controllen = (socklen_t)CMSG_SPACE(fd_count * sizeof(int));
     }
     sent = sendmsg(fd, &header, MSG_NOSIGNAL);
     return sent < 0 ? -errno : sent;
@@ -1604,7 +1604,7 @@ static void vhosti_user_take_windows(vhost_user *self, const uint8_t *payload)
 {
     uint32_t i;
     for (i = 0; i < VHOST_USER_SHMEM_COUNT; i++)
-        self->shmem[i] = vhosti_user_get64(payload + 8 + 8 * i);
+        self->shmem[i] = vhosti_user_get64(payload + 8 + 8 * (size_t)i);
 }
 
 static void vhosti_user_take_status(vhost_user *self, const vhosti_user_request *request,

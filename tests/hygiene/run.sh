@@ -179,6 +179,70 @@ text() {  # awk
     sources -name '*.[ch]' -o -name '*.sh' | xargs "$1" "length > 100 || /\t| $/ $report" | none
 }
 
+# The core alone, for machines and compilers that have no POSIX, no libc and no built-in atomics:
+# what it needs is what its user brings, and some of <string.h>.
+core() {  # COMPILER
+    cat >$work/core.c <<'END'
+#include <stddef.h>
+#include <stdarg.h>
+void *own_realloc(void *memory, size_t size);
+void *own_calloc(size_t count, size_t size);
+void own_free(void *memory);
+int own_format(char *text, size_t size, const char *format, va_list arguments);
+unsigned short own_load16(const unsigned short *pointer);
+unsigned long own_load(const void *word);
+unsigned long own_exchange(void *word, unsigned long bits);
+unsigned long own_and(void *word, unsigned long bits);
+unsigned long own_or(void *word, unsigned long bits);
+#define VHOST_REALLOC own_realloc
+#define VHOST_CALLOC own_calloc
+#define VHOST_FREE own_free
+#define VHOST_VSNPRINTF own_format
+#define VHOST_LOAD_ACQUIRE16 own_load16
+#define VHOST_LOAD own_load
+#define VHOST_EXCHANGE own_exchange
+#define VHOST_FETCH_AND own_and
+#define VHOST_FETCH_OR own_or
+#define VHOST_NO_POSIX
+#define VHOST_IMPLEMENTATION
+#include "vhost.h"
+END
+    local options=(@tests/support/warnings_c -ffreestanding -fno-stack-protector -O2)
+    [ "$1" != tcc ] || options=(-Wall -Werror)
+    "$1" -std=c99 -I. "${options[@]}" -c $work/core.c -o "$work/core-$1.o"
+    case $1 in
+    gcc | clang)
+        nm --undefined-only --format=posix "$work/core-$1.o" |
+            awk '$1 !~ /^(own_[a-z0-9]+|mem(cpy|move|set|cmp)|strlen)$/' | none
+        ;;
+    esac
+}
+
+# ---- analysis ------------------------------------------------------------------------------------
+
+analyzer() {  # gcc
+    "$1" -std=c99 -O1 -fanalyzer -Werror -I. -c tests/support/implementation.c -o /dev/null
+}
+
+# Left out: parameters that could be swapped (offset and size, everywhere), parentheses around the
+# arguments of lists of names, the order of members for the sake of padding (theirs is that of the
+# manual), and bytes that are no string ("vhostinf").
+tidy() {  # clang-tidy
+    local left_out=bugprone-easily-swappable-parameters,-bugprone-macro-parentheses
+    left_out=$left_out,-clang-analyzer-optin.performance.Padding
+    left_out=$left_out,-bugprone-not-null-terminated-result
+    "$1" --quiet --warnings-as-errors='*' --header-filter='vhost.*' \
+        --checks="-*,bugprone-*,cert-*,clang-analyzer-*,performance-*,portability-*,-$left_out" \
+        tests/support/implementation.c -- -std=c99 -I.
+}
+
+check() {  # cppcheck
+    "$1" --quiet --std=c99 --error-exitcode=1 --enable=warning,performance,portability \
+        --suppress=toomanyconfigs -I. tests/support/implementation.c
+}
+
+# ---- text ----------------------------------------------------------------------------------------
+
 contents() {  # diff HEADER
     "$1" <(sed -n 's/^ \+>>\([a-z_]*\) \+[^ ].*/\1/p' "$2") \
         <(sed -n 's/^\(\/\* \)\?>>\([a-z_]*\).*/\2/p' "$2")
@@ -200,6 +264,15 @@ all() {
         echo "inclusion $compiler"
         echo "macros $compiler"
     done
+    for compiler in gcc-11 clang-13 clang-19; do
+        for header in "${headers[@]}"; do
+            echo "implementation $compiler $header"
+        done
+    done
+    for compiler in gcc clang tcc x86_64-w64-mingw32-gcc; do
+        echo "core $compiler"
+    done
+    printf '%s\n' 'analyzer gcc' 'tidy clang-tidy' 'check cppcheck'
     for compiler in gcc clang; do
         echo "neighbours $compiler"
         echo "uapi $compiler"

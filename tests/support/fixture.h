@@ -78,6 +78,9 @@ typedef enum greatest_test_res fixture_test(fixture *f);
 
 enum greatest_test_res fixture_run(fixture_test *test, mock_mode mode);
 
+/* Whether a ring of the other byte order than this machine's is big-endian. */
+#define FIXTURE_FOREIGN (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+
 /* Runs a test on a fresh fixture; in the synchronous and the queued mode; in every mode. */
 #define RUN_FIXTURE(TEST_NAME, MODE)                                                               \
     do {                                                                                           \
@@ -97,6 +100,13 @@ enum greatest_test_res fixture_run(fixture_test *test, mock_mode mode);
         RUN_BOTH(TEST_NAME);                                                                       \
         RUN_FIXTURE(TEST_NAME, MOCK_QUEUED_STUBBORN);                                              \
         RUN_FIXTURE(TEST_NAME, MOCK_QUEUED_REFUSING);                                              \
+    } while (0)
+
+/* In a suite: counts a test, or all of them, as one that cannot run here. */
+#define SKIP_HERE(NAME, REASON)                                                                    \
+    do {                                                                                           \
+        printf("SKIP %s: %s\n", NAME, REASON);                                                     \
+        greatest_info.suite.skipped++;                                                             \
     } while (0)
 
 /* Compare, and print both on failure; what they compare is evaluated once. */

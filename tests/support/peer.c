@@ -96,6 +96,11 @@ uint32_t peer_id(const peer_bytes *message)
     return (uint32_t)get(message->bytes, 4);
 }
 
+uint32_t peer_flags(const peer_bytes *message)
+{
+    return (uint32_t)get(message->bytes + 4, 4);
+}
+
 uint64_t peer_number(const peer_bytes *message, size_t at, size_t width)
 {
     return get(message->bytes + 12 + at, width);
@@ -470,6 +475,7 @@ static bool is_state_well(const peer *self)
 
 static void answer_native(peer *self, answer *a, const peer_bytes *asked)
 {
+    static const uint32_t flags = 5;
     uint32_t id = peer_id(asked);
     switch (id) {
     case PEER_GET_FEATURES:
@@ -515,7 +521,7 @@ static void answer_native(peer *self, answer *a, const peer_bytes *asked)
         break;
     case PEER_CREATE_CRYPTO_SESSION:
         a->message = *asked;
-        a->message.bytes[4] = 5;
+        memcpy(a->message.bytes + 4, &flags, sizeof flags);
         a->message.bytes[asked->size - 1] = 0x4d;
         break;
     case PEER_POSTCOPY_ADVISE:

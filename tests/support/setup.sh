@@ -1,6 +1,6 @@
 #!/bin/sh
-# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, valgrind, vm, vdpa,
-#                                  backends
+# Usage: setup.sh WHAT...          WHAT: greatest, c++, clang, valgrind, analysis, platforms, vm,
+#                                  vdpa, backends
 #
 # Makes sure that what the tests need is there: packages by apt-get, as root on Debian; greatest.h,
 # the kernels of the virtual machine and some vhost-user back-ends into build/. Says first what it
@@ -17,6 +17,8 @@ price() {
     c++) echo "the implementation as C++ by g++" ;;
     clang) echo "sanitizers, the implementation as C++ by clang++, format check" ;;
     valgrind) echo "the unit tests under valgrind" ;;
+    analysis) echo "static analysis, older and newer compilers, the core by tcc and mingw" ;;
+    platforms) echo "the unit tests on s390x, armhf and aarch64, and with musl" ;;
     vm) echo "everything that runs on a real kernel" ;;
     vdpa) echo "vhost-vdpa on a real kernel" ;;
     backends) echo "everything that runs with real vhost-user back-ends" ;;
@@ -60,6 +62,22 @@ look() {
             sanitizers_link || packages="$packages libclang-rt-dev"
             ;;
         valgrind) command_of valgrind valgrind ;;
+        analysis)
+            command_of clang-tidy clang-tidy
+            command_of cppcheck cppcheck
+            command_of gcc-11 gcc-11
+            command_of clang-13 clang-13
+            command_of clang-19 clang-19
+            command_of tcc tcc
+            command_of x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64-win32
+            ;;
+        platforms)
+            command_of s390x-linux-gnu-gcc "gcc-s390x-linux-gnu libc6-dev-s390x-cross"
+            command_of arm-linux-gnueabihf-gcc "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross"
+            command_of aarch64-linux-gnu-gcc "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+            command_of qemu-s390x-static qemu-user-static
+            command_of musl-gcc musl-tools
+            ;;
         vm)
             command_of qemu-system-x86_64 qemu-system-x86
             command_of busybox busybox-static

@@ -24,7 +24,7 @@ run() {  # KIND NAME COMMAND...
     shift 2
     log=$results/$(echo "$name" | tr -c 'A-Za-z0-9.\n' -).log
     status=0
-    timeout 120 "$@" >"$log" 2>&1 || status=$?
+    timeout 300 "$@" >"$log" 2>&1 || status=$?
 
     passed=0 failed=0 skipped=0
     counts=$(sed -n 's/^Pass: \([0-9]*\), fail: \([0-9]*\), skip: \([0-9]*\)\.$/\1 \2 \3/p' "$log" |

@@ -65,7 +65,7 @@ static int arrange_foreign(peer_bench *b)
 {
     b->accepted = fixture_features(0, 0);
     int result = peer_stopped(b, 1);
-    b->queue[0].big_endian = true;
+    b->queue[0].big_endian = FIXTURE_FOREIGN;
     return result;
 }
 

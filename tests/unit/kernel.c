@@ -1637,8 +1637,9 @@ static int first_half(bench *b, life *made)
     result |= attach_device(b);
     collect(b, &made->init);
     b->queue[0].busy_loop_us = 5;
-    b->queue[0].big_endian = !vhost_features_test(&b->accepted, VHOST_FEATURE_VERSION_1) &&
-                             b->kernel.release == FAKE_LINUX_6_17;
+    bool foreign = !vhost_features_test(&b->accepted, VHOST_FEATURE_VERSION_1) &&
+                   b->kernel.release == FAKE_LINUX_6_17;
+    b->queue[0].big_endian = foreign == FIXTURE_FOREIGN;
     result |= vhost_device_start(&b->device);
     collect(b, &made->start);
     result |= grow(b);
@@ -1694,7 +1695,7 @@ TEST the_system_calls_are_those_of_the_manual(bench *b)
         b->accepted = fixture_features(i == 1 ? 0 : VERSION_1, i == 0 ? 2 : 0);
         ASSERT_OK(first_half(b, &made));
         ASSERT_OK(second_half(b, &made));
-        b->queue[0].big_endian = false;
+        b->queue[0].big_endian = !FIXTURE_FOREIGN;
     }
     CHECK_CALL(made_as_listed(OPENS, made.init));
     CHECK_CALL(made_as_listed(STARTS, made.start));

@@ -757,7 +757,7 @@ SUITE(user_channel_suite)
     RUN_USER(windows_go_with_a_reset);
     RUN_USER(windows_have_a_limit);
     RUN_USER(requests_that_were_not_negotiated_are_refused);
-    RUN_USER(requests_that_are_malformed_cut_the_connection);
+    RUN_USER_NATIVE(requests_that_are_malformed_cut_the_connection);
     RUN_USER(the_end_of_the_channel_at_each_byte);
     RUN_USER(requests_that_come_byte_by_byte);
     RUN_USER(a_back_end_that_does_not_read_answers_is_cut_off);

@@ -359,7 +359,7 @@ TEST a_split_ring_goes_on_at_its_used_index(peer_bench *b)
 TEST a_record_of_version_0_says_nothing(peer_bench *b)
 {
     make_record(b);
-    record[8] = 0;
+    record[8] = record[9] = 0;
     ASSERT_OK(peer_running(b, 2));
     fixture_put_available(&b->f->vm, &b->queue[0], 1);
     (void)break_it(b);

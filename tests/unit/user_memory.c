@@ -254,7 +254,7 @@ TEST in_postcopy_slots_are_answered_with_their_bases(peer_bench *b)
     ASSERT_OK(listening(b, 0));
     ASSERT_OK(vhost_device_start(&b->device));
     const peer_bytes *add = peer_find(&b->peer, PEER_ADD_MEM_REG, 0);
-    ASSERT_U64(0x1, peer_number(add, 0, 8) | add->bytes[4]); /* without need_reply */
+    ASSERT_U64(0x1, peer_number(add, 0, 8) | peer_flags(add)); /* without need_reply */
     const peer_bytes ack = peer_parse("37 1 8 Q0");
     ASSERT_MEM_EQ(ack.bytes, add[1].bytes, 20);
     ASSERT_UINT(20, add[1].size);
@@ -278,7 +278,7 @@ TEST in_postcopy_a_table_is_answered_with_its_bases(peer_bench *b)
     ASSERT_OK(vhost_device_start(&b->device));
     const peer_bytes *table = peer_find(&b->peer, PEER_SET_MEM_TABLE, 0);
     const peer_bytes ack = peer_parse("5 1 8 Q0");
-    ASSERT_UINT(1, table->bytes[4]);
+    ASSERT_UINT(1, peer_flags(table));
     ASSERT_MEM_EQ(ack.bytes, table[1].bytes, 20);
     ASSERT_UINT(2, told);
     ASSERT_U64(UINT64_C(0x550100000000), told_base[1]);

@@ -213,7 +213,7 @@ TEST foreign_rings_are_told_their_byte_order_before_their_addresses(peer_bench *
 {
     b->accepted = fixture_features(0, 0);
     ASSERT_OK(peer_stopped(b, 1));
-    b->queue[0].big_endian = true;
+    b->queue[0].big_endian = FIXTURE_FOREIGN;
     peer_forget(&b->peer);
     ASSERT_OK(vhost_device_start(&b->device));
     const peer_bytes *endian = peer_find(&b->peer, PEER_SET_VRING_ENDIAN, 0);
@@ -221,7 +221,7 @@ TEST foreign_rings_are_told_their_byte_order_before_their_addresses(peer_bench *
     ASSERT_UINT(PEER_SET_VRING_BASE, peer_id(endian - 1));
     ASSERT_UINT(PEER_SET_VRING_ADDR, peer_id(endian + 1));
     ASSERT_U64(0, peer_number(endian, 0, 4));
-    ASSERT_U64(1, peer_number(endian, 4, 4));
+    ASSERT_U64(FIXTURE_FOREIGN, peer_number(endian, 4, 4));
     PASS();
 }
 
@@ -230,10 +230,10 @@ TEST foreign_rings_need_cross_endian(peer_bench *b)
     b->options.avoid = PEER_BIT(6);
     b->accepted = fixture_features(0, 0);
     ASSERT_OK(peer_stopped(b, 1));
-    b->queue[0].big_endian = true;
+    b->queue[0].big_endian = FIXTURE_FOREIGN;
     ASSERT_INT(-ENOTSUP, vhost_device_start(&b->device));
     ASSERT_INT(VHOST_STATE_STOPPED, b->device.state);
-    b->queue[0].big_endian = false;
+    b->queue[0].big_endian = !FIXTURE_FOREIGN;
     ASSERT_OK(vhost_device_start(&b->device));
     PASS();
 }

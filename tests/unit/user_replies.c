@@ -151,17 +151,21 @@ TEST answers_for_another_queue_or_place(peer_bench *b)
     return tell_of(b, KIND(CONFIG), &size);
 }
 
+/* The words of a number of 64 bits. */
+#define LOW(at)  ((at) + (FIXTURE_FOREIGN ? 0 : 4))
+#define HIGH(at) ((at) + (FIXTURE_FOREIGN ? 4 : 0))
+
 TEST records_that_cannot_be(peer_bench *b)
 {
     static const lie lies[] = {
-        {PEER_WORD, 1, 16, -EPROTO, VHOST_WHY_USER_VALUE},          /* a queue more */
-        {PEER_WORD, 0x10000, 16, -EPROTO, VHOST_WHY_USER_VALUE},    /* another size of them */
-        {PEER_WORD, 1, 0, -EPROTO, VHOST_WHY_USER_VALUE},           /* a byte more than there is */
-        {PEER_WORD, 1, 8, -EPROTO, VHOST_WHY_USER_VALUE},           /* begins a byte later */
-        {PEER_WORD, 0x7fffffff, 4, -EPROTO, VHOST_WHY_USER_VALUE},  /* is huge */
-        {PEER_WORD, 0xffffffff, 4, -EPROTO, VHOST_WHY_USER_VALUE},  /* and wraps */
-        {PEER_WORD, 0x7fffffff, 12, -EPROTO, VHOST_WHY_USER_VALUE}, /* far away */
-        {PEER_WORD, 0xffffffff, 12, -EPROTO, VHOST_WHY_USER_VALUE}};
+        {PEER_WORD, 1, 16, -EPROTO, VHOST_WHY_USER_VALUE},       /* a queue more */
+        {PEER_WORD, 0x10000, 16, -EPROTO, VHOST_WHY_USER_VALUE}, /* another size of them */
+        {PEER_WORD, 1, LOW(0), -EPROTO, VHOST_WHY_USER_VALUE},   /* a byte more than there is */
+        {PEER_WORD, 1, LOW(8), -EPROTO, VHOST_WHY_USER_VALUE},   /* begins a byte later */
+        {PEER_WORD, 0x7fffffff, HIGH(0), -EPROTO, VHOST_WHY_USER_VALUE}, /* is huge */
+        {PEER_WORD, 0xffffffff, HIGH(0), -EPROTO, VHOST_WHY_USER_VALUE}, /* and wraps */
+        {PEER_WORD, 0x7fffffff, HIGH(8), -EPROTO, VHOST_WHY_USER_VALUE}, /* far away */
+        {PEER_WORD, 0xffffffff, HIGH(8), -EPROTO, VHOST_WHY_USER_VALUE}};
     for (size_t i = 0; i < sizeof lies / sizeof lies[0]; i++) {
         CHECK_CALL(tell_of(b, KIND(RECORD), &lies[i]));
     }
@@ -334,7 +338,7 @@ SUITE(user_replies_suite)
     RUN_USER(answers_with_wrong_flags);
     RUN_USER(answers_for_another_queue_or_place);
     RUN_USER(records_that_cannot_be);
-    RUN_USER(fds_that_are_too_many);
+    RUN_USER_NATIVE(fds_that_are_too_many);
     RUN_USER(fds_that_are_missing);
     RUN_USER(no_userfaultfd_is_a_refusal);
     RUN_USER(the_message_in_which_it_died_is_named);
@@ -343,7 +347,7 @@ SUITE(user_replies_suite)
     RUN_USER(answers_that_come_byte_by_byte);
     RUN_USER(an_answer_twice_is_one_too_many);
     RUN_USER(bytes_that_nobody_asked_for);
-    RUN_USER(fds_that_nobody_asked_for_are_closed);
+    RUN_USER_NATIVE(fds_that_nobody_asked_for_are_closed);
     RUN_USER(the_end_between_calls_is_found_by_process);
     RUN_USER(a_position_that_cannot_be_is_a_guess);
 }
