@@ -64,7 +64,7 @@ endef
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
 	@tests/support/setup.sh greatest c++ clang valgrind analysis platforms vm vdpa backends || [ $$? -eq 77 ]
-	@$(call run,build-unit build hygiene unit fuzz platforms examples real bench)
+	@$(call run,build-unit build hygiene unit fuzz coverage platforms examples real bench)
 
 .PHONY: test-unit
 test-unit: ## the unit tests alone (needs a C compiler and greatest.h)
@@ -82,12 +82,16 @@ test-mutants: ## break the headers in many places, one at a time: the tests must
 	@tests/support/mutants.sh
 
 FUZZ_SECONDS = 60
-.PHONY: fuzz fuzz-merge
+.PHONY: fuzz fuzz-merge coverage
 fuzz: ## look for what breaks it, FUZZ_SECONDS (60) in each of the fuzz targets (needs clang)
 	@tests/support/setup.sh greatest clang
 	@GREATEST_DIR=$$(tests/support/greatest.sh) $(MAKE) -s -j$(JOBS) \
 	    $(FUZZ:%=build/fuzzer/%)
 	@tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ)
+
+coverage: ## how much of the headers the unit tests and the fuzz corpora reach (needs clang, llvm)
+	@tests/support/setup.sh greatest clang
+	@$(call run,coverage)
 
 fuzz-merge: $(FUZZ:%=build/fuzzer/%)
 	@tests/fuzz/run.sh merge $(FUZZ)
@@ -250,6 +254,19 @@ $(FUZZ:%=fuzz-%): fuzz-%: build/fuzz/%
 	@$(TALLY) suite "fuzz corpus, $*" build/fuzz/$* replay tests/fuzz/$*.txt
 endif
 
+# How much of the headers the unit tests and the corpora reach.
+.PHONY: lane-coverage
+ifeq ($(and $(call have,$(CLANG)),$(call have,llvm-cov)),)
+lane-coverage:
+	@$(TALLY) skip coverage "no $(CLANG), or no llvm-cov"
+else ifneq ($(GREATEST_DIR),)
+COVERED = build/coverage/unit $(FUZZ:%=build/coverage/%)
+lane-coverage: $(COVERED)
+	@$(TALLY) program coverage tests/support/coverage.sh build/coverage/unit \
+	    $(foreach f,$(FUZZ),"build/coverage/$f replay tests/fuzz/$f.txt")
+	@grep ' of lines, ' build/results/coverage.log
+endif
+
 # These can do nothing without their device: they run in the virtual machines only.
 EXAMPLES_HOST = $(filter-out vhost_vsock vhost_scsi vhost_vdpa,$(EXAMPLES))
 .PHONY: lane-examples $(EXAMPLES_HOST:%=example-%)
@@ -356,6 +373,16 @@ build/fuzzer/%: $(patsubst %,build/fuzzer/%.o,tests/fuzz/% tests/fuzz/main $(SUP
 build/fuzz/%: $(patsubst %,build/clang/%.o,tests/fuzz/% tests/fuzz/main $(SUPPORT) $(IMPLEMENTATION))
 	@mkdir -p $(@D)
 	$(CLANG) $(SANITIZE) -pthread $^ -o $@
+
+COVERAGE = -O0 -g -fprofile-instr-generate -fcoverage-mapping
+build/coverage/%.o: %.c
+	@mkdir -p $(@D)
+	$(CLANG) -std=c99 $(COVERAGE) $(WARNINGS_C) $(COMPILE)
+build/coverage/unit: $(patsubst %,build/cc/%.o,$(UNIT) $(SUPPORT)) build/coverage/$(IMPLEMENTATION).o
+	$(CLANG) $(COVERAGE) @tests/unit/system_calls.link -pthread $^ -o $@
+build/coverage/%: build/cc/tests/fuzz/%.o build/cc/tests/fuzz/main.o \
+    $(SUPPORT:%=build/cc/%.o) build/coverage/$(IMPLEMENTATION).o
+	$(CLANG) $(COVERAGE) -pthread $^ -o $@
 
 EXAMPLES_SHARED = $(MEMORY_BACKEND) $(basename $(wildcard examples/common/*.c))
 build/examples/vhost_user_net: build/cc/tests/support/user_backend.o

@@ -15,7 +15,7 @@ price() {
     case $1 in
     greatest) echo "all suites" ;;
     c++) echo "the implementation as C++ by g++" ;;
-    clang) echo "sanitizers, the implementation as C++ by clang++, format check" ;;
+    clang) echo "sanitizers, fuzzing, coverage, C++ by clang++, format check" ;;
     valgrind) echo "the unit tests under valgrind" ;;
     analysis) echo "static analysis, older and newer compilers, the core by tcc and mingw" ;;
     platforms) echo "the unit tests on s390x, armhf and aarch64, and with musl" ;;
@@ -58,6 +58,7 @@ look() {
         clang)
             command_of clang clang
             command_of clang-format clang-format
+            command_of llvm-cov llvm
             # Debian's clang only recommends the package with its sanitizers.
             sanitizers_link || packages="$packages libclang-rt-dev"
             ;;

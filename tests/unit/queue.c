@@ -1421,8 +1421,31 @@ static void run_masks(void)
     RUN_BOTH(an_unmask_that_cannot_look_at_its_notifier_counts_as_masked);
 }
 
+static int map_elsewhere(vhost_device *device, vhost_mapping *mapping, bool write, void *user)
+{
+    int result = fixture_memory_ops.map(device, mapping, write, user);
+    mapping->gpa += VHOST_PAGE;
+    return result;
+}
+
+/* A ring that is not where its gpa is would be logged where it is not. */
+TEST a_mapping_to_elsewhere_is_refused_and_given_back(fixture *f)
+{
+    static vhost_memory_ops elsewhere;
+    elsewhere = fixture_memory_ops;
+    elsewhere.map = map_elsewhere;
+    f->device_options.memory = &elsewhere;
+    ASSERT_OK(fixture_stopped_device(f));
+    ASSERT_PTR(NULL, vhost_device_table(&f->device[1])); /* it is closed */
+    ASSERT_FAILS(f, vhost_device_start(&f->device[0]), &f->device[0].last_error, -EFAULT,
+                 VHOST_WHY_RING_MOVED);
+    ASSERT_INT(0, f->mappings);
+    PASS();
+}
+
 SUITE(queue_suite)
 {
+    RUN_BOTH(a_mapping_to_elsewhere_is_refused_and_given_back);
     run_checks();
     run_values();
     run_positions();

@@ -336,6 +336,9 @@ TEST names_are_those_of_the_specification(peer_bench *b)
     ASSERT(vhost_user_message_name(4) == NULL); /* RESET_OWNER: never sent */
     ASSERT(vhost_user_message_name(0) == NULL);
     ASSERT(vhost_user_message_name(46) == NULL);
+    for (unsigned bit = 0; bit < VHOST_USER_BIT_COUNT; bit++) {
+        ASSERT(vhost_user_protocol_name(bit) != NULL);
+    }
     ASSERT_STR_EQ("MQ", vhost_user_protocol_name(0));
     ASSERT_STR_EQ("GET_VRING_BASE_SKIP_DRAIN", vhost_user_protocol_name(23));
     ASSERT(vhost_user_protocol_name(24) == NULL);

@@ -511,6 +511,16 @@ TEST close_may_be_repeated(peer_bench *b)
     PASS();
 }
 
+/* Without options.allocate, memory is libc's. */
+TEST memory_is_that_of_libc_unless_told(peer_bench *b)
+{
+    b->options.allocate = NULL;
+    ASSERT_OK(peer_stopped(b, 2));
+    ASSERT_OK(vhost_device_start(&b->device));
+    ASSERT_OK(vhost_device_stop(&b->device));
+    PASS();
+}
+
 /* All that a closed object is asked for is refused, and fd 0 is not taken for its own. */
 TEST a_closed_object_refuses_everything(peer_bench *b)
 {
@@ -564,4 +574,5 @@ SUITE(user_open_suite)
     RUN_USER(fds_without_room_are_closed);
     RUN_USER(close_may_be_repeated);
     RUN_USER(a_closed_object_refuses_everything);
+    RUN_USER(memory_is_that_of_libc_unless_told);
 }
