@@ -374,7 +374,7 @@ build/fuzz/%: $(patsubst %,build/clang/%.o,tests/fuzz/% tests/fuzz/main $(SUPPOR
 	@mkdir -p $(@D)
 	$(CLANG) $(SANITIZE) -pthread $^ -o $@
 
-COVERAGE = -O0 -g -fprofile-instr-generate -fcoverage-mapping
+COVERAGE = -O0 -g -fprofile-instr-generate -fcoverage-mapping -fprofile-update=atomic
 build/coverage/%.o: %.c
 	@mkdir -p $(@D)
 	$(CLANG) -std=c99 $(COVERAGE) $(WARNINGS_C) $(COMPILE)
