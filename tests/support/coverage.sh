@@ -1,5 +1,5 @@
 #!/bin/sh
-# Usage: coverage.sh PROGRAM...    programs with the same instrumented implementation, and how to run
+# Usage: coverage.sh PROGRAM...    programs with one instrumented implementation, and how to run
 #                                  each: "build/coverage/unit", "build/coverage/NAME replay CORPUS"
 #
 # Says how much of the headers they reach together. A line that none of them reaches has to be in

@@ -34,8 +34,14 @@ build_objects() {
 # it is broken, or it is where the headers are implemented.
 build() {
     case $1 in
-    tests) objects="tests-*.o examples-common-*.o" flags=@tests/unit/system_calls.link ;;
-    migrate) flags='' objects="examples-*.o tests-support-user_backend.c.o tests-support-real_backend.c.o" ;;
+    tests)
+        flags=@tests/unit/system_calls.link
+        objects="tests-*.o examples-common-*.o"
+        ;;
+    migrate)
+        flags=''
+        objects="examples-*.o tests-support-user_backend.c.o tests-support-real_backend.c.o"
+        ;;
     esac
     others=$(cd $work/objects && printf "$work/objects/%s\n" $objects |
         grep -vxF "$(object_of "$2")")
