@@ -573,6 +573,8 @@ TEST misses_that_never_end_take_the_room_of_those_before(peer_bench *b)
     peer_add_rule(&b->peer, PEER_IOTLB_MSG, 0, PEER_ASK, 0)->text = miss;
     ASSERT_OK(vhost_queue_mask(&b->device, 0));
     b->peer.receive_most = 20; /* bytes: an answer at a time, and half a miss */
+    b->peer.send_most = 30;    /* and not even a whole message out */
+    b->peer.again_every = 2;
     for (int i = 0; i < 20; i++) {
         ASSERT_OK(vhost_user_process(&b->user));
         ASSERT(b->user.request_capacity <= 32);
