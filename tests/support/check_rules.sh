@@ -1,6 +1,6 @@
 #!/bin/sh
 # Checks tests/rules.txt: every line is a rule and a test, or a rule that is moot and why; and every
-# test named there exists in tests/unit or tests/real.
+# test named there, or in the tables of README.md, exists in tests/unit or tests/real.
 set -eu
 cd "$(dirname "$0")/../.."
 status=0
@@ -27,4 +27,9 @@ while read -r rule test rest; do
         say "$rule: there is no test $test"
     fi
 done <tests/rules.txt
+
+for test in $(sed -n '/^## Security/,/^## Tests/s/^|.*|.*| \(`.*`\) |$/\1/p' README.md |
+    grep -o '`[a-z0-9_]*`' | tr -d '`'); do
+    echo "$tests" | grep -qx "$test" || say "README.md: there is no test $test"
+done
 exit $status
