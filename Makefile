@@ -78,7 +78,7 @@ test-real: ## the tests on real Linux kernels and with real vhost-user back-ends
 
 .PHONY: test-mutants
 test-mutants: ## break the headers in many places, one at a time: the tests must notice
-	@tests/support/setup.sh greatest || [ $$? -eq 77 ]
+	@tests/support/setup.sh greatest clang || [ $$? -eq 77 ]
 	@tests/support/mutants.sh
 
 FUZZ_SECONDS = 60
@@ -138,7 +138,7 @@ define run
 $(TALLY) begin; \
 GREATEST_DIR=$$(tests/support/greatest.sh 2>/dev/null); export GREATEST_DIR; \
 for lane in $(1); do \
-    $(MAKE) --no-print-directory -k -j$(JOBS) lane-$$lane || $(TALLY) program "make $$lane" false; \
+    $(MAKE) -s --no-print-directory -k -j$(JOBS) lane-$$lane || $(TALLY) program "make $$lane" false; \
 done; \
 $(TALLY) sum
 endef
@@ -211,7 +211,7 @@ else
 endif
 
 # Other machines, by qemu-user, and another libc; and memory that was never written to. Of the random
-# maps a few, as they are the same everywhere.
+# maps a few, as they are the same everywhere; what is used after it was freed is ASan's to find.
 # platform: NAME, its compiler and options, TITLE, what runs it.
 PLATFORM_SUPPORT = $(filter-out %_machine %/vduse_device %/real_backend %/request_queue %/packed_ring \
     examples/%,$(SUPPORT))
@@ -240,7 +240,7 @@ $(eval $(call platform,s390x,s390x-linux-gnu-gcc -static,s390x (big-endian),VHOS
 $(eval $(call platform,armhf,arm-linux-gnueabihf-gcc -static,armhf (32 bits),VHOST_EMULATED=1 qemu-arm-static))
 $(eval $(call platform,aarch64,aarch64-linux-gnu-gcc -static,aarch64,VHOST_EMULATED=1 qemu-aarch64-static))
 $(eval $(call platform,musl,musl-gcc -static $(MUSL_LINUX),musl))
-$(eval $(call platform,msan,$(CLANG) -fsanitize=memory -fno-omit-frame-pointer,memory that was never written))
+$(eval $(call platform,msan,$(CLANG) -fsanitize=memory -fno-omit-frame-pointer,memory that was never written,MSAN_OPTIONS=poison_in_free=0))
 endif
 
 # Each corpus once, with the sanitizers.

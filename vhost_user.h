@@ -4083,10 +4083,13 @@ VHOST_USER_DEF int vhost_user_listen(vhost_user *self, const char *path,
 
 VHOST_USER_DEF int vhost_user_reopen(vhost_user *self, int fd)
 {
+    int code;
     if (!vhosti_user_is_open(self))
         return VHOSTI_USER_FAIL(self, -EBUSY, VHOST_WHY_STATE, 0, -1, "reopen while closed");
-    self->given_up = false;
-    return vhosti_user_pass_socket(self, fd);
+    code = vhosti_user_pass_socket(self, fd);
+    if (code == 0)
+        self->given_up = false;
+    return code;
 }
 
 VHOST_USER_DEF void vhost_user_close(vhost_user *self)

@@ -72,6 +72,13 @@ implementation() {  # COMPILER HEADER
     implement "$2" | compile "$1" "-std=$std" -O2 -c -o /dev/null
 }
 
+# Another version of a compiler: all headers together.
+version() {  # COMPILER
+    for std in $(standards "$1"); do
+        implement "${headers[@]}" | compile "$1" "-std=$std" -O2 -c -o /dev/null
+    done
+}
+
 # In any order, twice, with the implementation asked for late or on the command line, and beside
 # two private copies in other files.
 inclusion() {  # COMPILER
@@ -265,9 +272,7 @@ all() {
         echo "macros $compiler"
     done
     for compiler in gcc-11 clang-13 clang-19; do
-        for header in "${headers[@]}"; do
-            echo "implementation $compiler $header"
-        done
+        echo "version $compiler"
     done
     for compiler in gcc clang tcc x86_64-w64-mingw32-gcc; do
         echo "core $compiler"

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 list=tests/mutants.txt
 work=build/mutants
 greatest=$(tests/support/greatest.sh) || exit 77
-CC=${CC:-cc}
+CC=${CC:-$(command -v clang || echo cc)} # it takes two thirds of the time of gcc
 
 # Enough of the random tests to notice, and not the million that look for the rare case.
 export VHOST_MODEL_RUNS=2000
