@@ -271,10 +271,12 @@ CONTENTS (grep -n '>>[a-z]' vhost.h is the index)
                                     call_fd are new
       vhost_device_start            go on at the source, or try again
       signal each call_fd           an interrupt may have been on its way, and one too many is
-                                    harmless; kicks need no repetition, start looks into the rings
+                                    harmless; kicks need no repetition, start looks into the rings.
+                                    The interrupt controller must have its state before the start:
+                                    what comes earlier is overwritten by it
 
    Note: a disk whose back-end keeps no such record is best stopped when its rings are idle. The
-   processors stand still, so wait until all that is available is used, a moment, and stop it then:
+   processors stand still, so wait a moment until vhost_device_settled says so, and stop it then:
    QEMU's 7.2 does not wait for its requests in the stop, and may even die of them.
    Until a device was started on the other side, the source has all that is needed: there
    vhost_device_start goes on, and so does the log. From then on it must not: close it.
@@ -1093,11 +1095,12 @@ VHOST_API int vhost_device_start(vhost_device *device);
 /* Takes the queues back. Always completes, returns the first error; see manual, chapter 5. */
 VHOST_API int vhost_device_stop(vhost_device *device);
 
-/* Whether a device that was stopped has used all buffers that it had taken. Looks at its rings once
-   more, and updates position.used and used_certain. Returns 1, or 0 if it has not, or if nobody can
-   see it (packed rings, and behind a vIOMMU): do not wait for ever, and call vhost_device_process
-   meanwhile, as the back-end may die. -EBUSY: it is RUNNING, or CLOSED; BROKEN: as stop. Threads:
-   as stop. */
+/* Whether nothing is in flight. Of a STOPPED device: it has used all buffers that it had taken; looks
+   at its rings once more, and updates position.used and used_certain. Of one that is RUNNING: it
+   has used all that the driver made available (rings that receive never come to that). Returns 1,
+   or 0 if it has not, or if nobody can see it (packed rings, and behind a vIOMMU): do not wait for
+   ever, and call vhost_device_process meanwhile, as the back-end may die. -EBUSY: it is CLOSED;
+   BROKEN: as stop. Threads: as stop. */
 VHOST_API int vhost_device_settled(vhost_device *device);
 
 /* Virtio device reset: resets the back-end (if it can), and clears the features acknowledged and,
@@ -1123,7 +1126,8 @@ VHOST_API int vhost_device_set_config(vhost_device *device, uint32_t offset, con
 
 /* The fds to poll for input, up to `capacity` of them into fds; returns how many there are, which
    may be more than capacity. The set changes with init, cleanup and reset, and when the device
-   becomes BROKEN. */
+   becomes BROKEN. (A thread that waits in poll keeps an fd open that another one closes: behind a
+   vIOMMU, see that none waits when a vhost-vsock or -scsi device is reset or cleaned up.) */
 VHOST_API uint32_t vhost_device_poll_fds(const vhost_device *device, int *fds, uint32_t capacity);
 
 /* Handles whatever those fds announce; harmless if nothing does. A negative errno from the back-end
@@ -4102,19 +4106,27 @@ VHOST_DEF int vhost_device_stop(vhost_device *device)
     return 0;
 }
 
+static bool vhosti_is_settled(vhost_device *device, vhost_queue *queue)
+{
+    if (queue->started)
+        return !vhosti_is_packed(device) && !device->behind_viommu &&
+               vhosti_ring_index(device, queue, VHOST_AVAIL) ==
+                   vhosti_ring_index(device, queue, VHOST_USED);
+    vhosti_look_again(device, queue);
+    return !queue->unsettled;
+}
+
 VHOST_DEF int vhost_device_settled(vhost_device *device)
 {
     uint32_t i;
     int settled = 1;
-    if (device->state == VHOST_STATE_RUNNING || device->state == VHOST_STATE_CLOSED)
+    if (device->state == VHOST_STATE_CLOSED)
         return vhosti_wrong_state(device, "settled");
     if (device->state == VHOST_STATE_BROKEN)
         return device->broken_by;
-    for (i = 0; i < device->queue_count; i++) {
-        vhosti_look_again(device, &device->queues[i]);
-        if (device->queues[i].unsettled)
+    for (i = 0; i < device->queue_count; i++)
+        if (!vhosti_is_settled(device, &device->queues[i]))
             settled = 0;
-    }
     return settled;
 }
 

@@ -331,7 +331,7 @@ struct vhost_kernel {
     uint64_t backend_features; /* that every fd has */
     uint64_t log_base;         /* in force on every fd; 0: none */
     int32_t log_fd;            /* or -1; on every fd that is owned */
-    bool translates;           /* it has an IOTLB, so its fds can be read */
+    bool translates;           /* its fds are to be read: it may ask for IOVAs */
     void *room;                /* for arguments of any size */
     size_t room_size;
     uint64_t cid;   /* vsock */
@@ -1094,6 +1094,15 @@ static int vhosti_kernel_reserve_queues(vhost_kernel *kernel, uint32_t count)
     return 0;
 }
 
+/* Whether misses may come. Else its fds are not polled either: a thread that waits for an fd keeps
+   it open, and with it a CID or a target, whoever closes it meanwhile. */
+static bool vhosti_kernel_may_translate(const vhost_device *device, const vhost_facts *facts)
+{
+    const vhost_memory_ops *memory = device->options.memory;
+    return memory != NULL && memory->translate != NULL &&
+           vhost_features_test(&facts->offered, VHOST_FEATURE_ACCESS_PLATFORM);
+}
+
 static int vhosti_kernel_op_open(void *backend, vhost_device *device, vhost_facts *facts)
 {
     vhost_kernel *kernel = (vhost_kernel *)backend;
@@ -1118,7 +1127,7 @@ static int vhosti_kernel_op_open(void *backend, vhost_device *device, vhost_fact
     if (kernel->kind->run == NULL && !kernel->options.makes_net_header)
         vhost_features_clear(&facts->offered, VHOSTI_KERNEL_NET_HEADER);
     if (kernel->kind->profile == VHOST_PROFILE_BY_HOST) {
-        kernel->translates = vhost_features_test(&facts->offered, VHOST_FEATURE_ACCESS_PLATFORM);
+        kernel->translates = vhosti_kernel_may_translate(device, facts);
         facts->max_regions = vhosti_kernel_read_max_regions(kernel);
     }
     return 0;
@@ -1770,7 +1779,7 @@ static int vhosti_kernel_op_process(void *backend)
     vhost_kernel *kernel = (vhost_kernel *)backend;
     uint32_t i;
     int left, code = 1;
-    if (!kernel->translates) /* an old kernel has nothing to say, and cannot be read */
+    if (!kernel->translates) /* it has nothing to say, or cannot be read */
         return 0;
     for (i = 0; i < kernel->fd_count; i++) {
         for (left = VHOSTI_KERNEL_MISSES; left > 0 && code > 0; left--)

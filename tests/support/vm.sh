@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Usage: vm.sh [-p "TOOL..."] SERIES "MODULE..." PROGRAM [ARGUMENT...]
+# Usage: vm.sh [-p "TOOL..."] [-f "FILE..."] [-m MIB] SERIES "MODULE..." PROGRAM [ARGUMENT...]
 #
 # Runs a program as root on a stock Debian kernel (6.12 or 6.1), with these kernel modules loaded
-# and these programs of the host beside it in /bin (where /bin/sh is busybox), in a virtual machine
-# made for this one run. If back-ends are among them, it starts them as on the host, by
+# and these programs of the host beside it in /bin (where /bin/sh is busybox) and files in /, in a
+# virtual machine made for this one run. If back-ends are among them, it starts them as on the host, by
 # tests/support/real_backend.sh. Prints what the program printed. The exit status is the program's;
 # 77, with the reason, when no such machine can be had; 124 when it took too long; 125 when the
 # guest died before the program ended.
@@ -11,11 +11,16 @@ set -euo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 PATH=$PATH:/usr/sbin:/sbin
 
-tools=
-if [ "$1" = -p ]; then
-    tools=$2
-    shift 2
-fi
+tools='' files='' memory=512
+while getopts p:f:m: option; do
+    case $option in
+    p) tools=$OPTARG ;;
+    f) files=$OPTARG ;;
+    m) memory=$OPTARG ;;
+    *) exit 2 ;;
+    esac
+done
+shift $((OPTIND - 1))
 series=$1 modules=$2 program=$3
 shift 3
 
@@ -38,58 +43,21 @@ done
 work=$(mktemp -d "$top/build/vm.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 root=$work/root
+. "$top/tests/support/initrd.sh"
 
-# The initial file system: busybox, the modules in loading order, and the programs, each with the
-# shared libraries it was linked to, and those it loads by itself.
-add_file() {
-    install -D "$1" "$root$2"
-    ldd "$1" 2>/dev/null | grep -o '/[^ ]*' | while read -r library; do
-        install -D "$library" "$root$library"
-    done || true
-}
-
-loaded_by() {
-    case $1 in
-    dpdk-testpmd)
-        ls /usr/lib/*/dpdk/pmds-*/librte_{net_vhost,mempool_ring}.so.*.* /lib/*/libgcc_s.so.1
-        ;;
-    esac
-}
-
-add_program() {
-    name=$(basename "$1")
-    add_file "$1" "/bin/$name"
-    for library in $(loaded_by "$name"); do
-        add_file "$library" "$library"
-    done
-}
-
-mkdir -p "$root"/{dev,proc,sys,tmp,modules}
-install "$top/tests/support/vm/init" "$root/init"
-add_program "$(type -P busybox)"
-ln -s busybox "$root/bin/sh"
+add_base "$top/tests/support/vm/init"
 for tool in $tools; do
     add_program "$(type -P "$tool")"
+done
+for file in $files; do
+    install -D "$file" "$root/$(basename "$file")"
 done
 add_program "$program"
 install -D "$top"/tests/support/real_backend.sh "$root"/tests/support/real_backend.sh
 printf '%q ' "/bin/$(basename "$program")" "$@" >"$root/command"
-
-release=$(cat "$kernel/release")
-for module in $modules; do
-    modprobe -d "$kernel" -S "$release" --show-depends "$module" >"$work/closure" 2>&1 ||
-        cannot "it has no module $module"
-    awk '$1 == "insmod" { print $2 }' "$work/closure"
-done | awk '!seen[$0]++' | while read -r file; do
-    name=$(basename "${file%.xz}")
-    case $file in
-    *.xz) xz -dc "$file" >"$root/modules/$name" ;;
-    *) cp "$file" "$root/modules/$name" ;;
-    esac
-    echo "$name"
-done >"$work/order"
-mv "$work/order" "$root/modules/order"
-(cd "$root" && find . | cpio -o -H newc --quiet) >"$work/initrd"
+# shellcheck disable=SC2086 # a list of words
+missing=$(add_modules "$kernel" $modules) || cannot "it has no module $missing"
+pack "$work/initrd"
 
 # Emulation unless the processor really has virtualization: a /dev/kvm without it (a software KVM)
 # opens, but a stock kernel takes minutes to boot on it, or dies.
@@ -102,7 +70,7 @@ fi
 # zeros. An oops is a panic is the end (-no-reboot), so a kernel that was hurt cannot pass. (The
 # kernel's check of its timer would panic when a busy machine is too slow for it.)
 qemu=0
-timeout 120 qemu-system-x86_64 "${accel[@]}" -m 512 -nodefaults -no-user-config -display none \
+timeout 120 qemu-system-x86_64 "${accel[@]}" -m "$memory" -nodefaults -no-user-config -display none \
     -no-reboot -kernel "$kernel/vmlinuz" -initrd "$work/initrd" \
     -append "console=ttyS0 quiet panic=-1 oops=panic no_timer_check ipv6.disable=1" \
     -serial "file:$work/console" -serial "file:$work/output" -serial "file:$work/status" \

@@ -1269,7 +1269,7 @@ static const state_row state_rows[] = {
     {"ack", call_ack, {-EBUSY, 0, -EBUSY, -EIO}, SAME},
     {"start", call_start, {-EBUSY, 0, -EBUSY, -EIO}, {CLOSED, RUNNING, RUNNING, BROKEN}},
     {"stop", call_stop, {0, 0, 0, -ECONNRESET}, {CLOSED, STOPPED, STOPPED, BROKEN}},
-    {"settled", call_settled, {-EBUSY, 1, -EBUSY, -ECONNRESET}, SAME},
+    {"settled", call_settled, {-EBUSY, 1, 1, -ECONNRESET}, SAME},
     {"reset", call_reset, {-EBUSY, 0, -EBUSY, 0}, {CLOSED, STOPPED, RUNNING, STOPPED}},
     {"queue_start", call_queue_start, {-EBUSY, -EBUSY, 0, -EIO}, SAME},
     {"queue_stop", call_queue_stop, {-EBUSY, -EBUSY, 0, -EIO}, SAME},

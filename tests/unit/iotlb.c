@@ -477,6 +477,13 @@ TEST rings_are_told_by_iova(fixture *f)
     PASS();
 }
 
+TEST behind_a_viommu_nobody_sees_whether_a_device_has_settled(fixture *f)
+{
+    ASSERT_OK(running(f));
+    ASSERT_INT(0, vhost_device_settled(&f->device[0]));
+    PASS();
+}
+
 TEST queues_that_are_not_ready_are_not_translated(fixture *f)
 {
     ASSERT_OK(stopped(f));
@@ -1967,6 +1974,7 @@ SUITE(iotlb_suite)
     RUN_BEHIND(a_viommu_that_needs_no_watch_has_none);
     RUN_BEHIND(rings_are_mapped_before_any_of_them_is_set_up);
     RUN_BEHIND(rings_are_told_by_iova);
+    RUN_BEHIND(behind_a_viommu_nobody_sees_whether_a_device_has_settled);
     RUN_BEHIND(queues_that_are_not_ready_are_not_translated);
     RUN_BEHIND(the_watch_lasts_from_before_the_first_translation_to_the_end);
     RUN_BEHIND(a_watch_that_is_refused_refuses_the_start);

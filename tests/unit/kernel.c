@@ -24,12 +24,26 @@ typedef struct bench {
     vhost_kernel_options options;
     vhost_kernel net;
     vhost_device device;
+    vhost_device_options device_options;
     vhost_queue queue[QUEUES];
     vhost_features accepted;
     uint32_t pairs;
 } bench;
 
 typedef enum greatest_test_res bench_test(bench *b);
+
+static int translate(vhost_device *device, uint64_t iova, bool write, vhost_translation *entry,
+                     void *user)
+{
+    (void)device;
+    (void)iova;
+    (void)write;
+    (void)entry;
+    (void)user;
+    return -EFAULT;
+}
+
+static const vhost_memory_ops viommu = {NULL, NULL, translate, NULL};
 
 /* ---- arranging ---- */
 
@@ -69,7 +83,7 @@ static int pass_fds(bench *b, uint32_t pairs)
 static int attach_device(bench *b)
 {
     int result = vhost_device_init(&b->device, &b->f->vm, vhost_kernel_ops(&b->net), &b->net,
-                                   b->queue, 2 * b->pairs, NULL);
+                                   b->queue, 2 * b->pairs, &b->device_options);
     fill(b);
     return result < 0 ? result : vhost_device_ack(&b->device, b->accepted);
 }
@@ -1209,6 +1223,7 @@ TEST a_refused_message_is_an_error(bench *b)
 
 TEST nothing_to_read_is_no_error(bench *b)
 {
+    b->device_options.memory = &viommu;
     ASSERT_OK(running(b, 3));
     ASSERT_OK(vhost_device_process(&b->device));
     ASSERT_UINT(3, fake_kernel_count(&b->kernel, FAKE_READ, -1));
@@ -1219,6 +1234,7 @@ TEST nothing_to_read_is_no_error(bench *b)
 TEST fds_of_a_kernel_without_an_iotlb_are_never_read(bench *b)
 {
     int fds[3 * QUEUES];
+    b->device_options.memory = &viommu;
     b->kernel.features[0] &= ~PLATFORM;
     ASSERT_OK(running(b, 3));
     ASSERT_OK(vhost_device_process(&b->device));
@@ -1230,9 +1246,27 @@ TEST fds_of_a_kernel_without_an_iotlb_are_never_read(bench *b)
     PASS();
 }
 
-TEST every_fd_is_polled(bench *b)
+/* While somebody waits for an fd, it stays open, whoever closes it. */
+TEST without_a_viommu_no_vhost_fd_is_polled_or_read(bench *b)
+{
+    static const vhost_memory_ops maps_only = {NULL, NULL, NULL, NULL};
+    int fds[3 * QUEUES];
+    for (int turn = 0; turn < 2; turn++) {
+        b->device_options.memory = turn == 0 ? NULL : &maps_only;
+        ASSERT_OK(running(b, 3));
+        ASSERT_OK(vhost_device_process(&b->device));
+        ASSERT_UINT(0, fake_kernel_count(&b->kernel, FAKE_READ, -1));
+        ASSERT_UINT(6, vhost_device_poll_fds(&b->device, fds, 3 * QUEUES));
+        ASSERT(fds[0] < FAKE_FD);
+        close_bench(b);
+    }
+    PASS();
+}
+
+TEST every_fd_is_polled_for_a_viommu(bench *b)
 {
     int fds[3 * QUEUES];
+    b->device_options.memory = &viommu;
     ASSERT_OK(running(b, 3));
     ASSERT_UINT(3 + 6, vhost_device_poll_fds(&b->device, fds, 3 * QUEUES));
     for (unsigned i = 0; i < 3; i++) {
@@ -1249,6 +1283,7 @@ TEST a_message_of_a_wrong_size_or_version_breaks_the_device(bench *b)
         size_t size;
         uint32_t version;
     } cases[] = {{71, 2}, {8, 2}, {72, 1}, {72, 3}};
+    b->device_options.memory = &viommu;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         ASSERT_OK(running(b, 2));
         b->kernel.message_fd = FAKE_FD + (int)b->kernel.opened - 1;
@@ -1852,7 +1887,8 @@ static void iotlb_messages(void)
     RUN_KERNEL(an_old_kernel_gets_old_messages);
     RUN_KERNEL(a_refused_message_is_an_error);
     RUN_KERNEL(nothing_to_read_is_no_error);
-    RUN_KERNEL(every_fd_is_polled);
+    RUN_KERNEL(every_fd_is_polled_for_a_viommu);
+    RUN_KERNEL(without_a_viommu_no_vhost_fd_is_polled_or_read);
     RUN_KERNEL(fds_of_a_kernel_without_an_iotlb_are_never_read);
     RUN_KERNEL(a_message_of_a_wrong_size_or_version_breaks_the_device);
 }

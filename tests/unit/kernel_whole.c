@@ -842,6 +842,7 @@ TEST an_fd_is_read_where_it_has_an_iotlb(bench *b)
 {
     bool reads = b->kind != FAKE_SCSI;
     int fds[3 * QUEUES];
+    b->device_options.memory = &memory_ops;
     ASSERT_OK(running(b));
     ASSERT_UINT(reads + b->queues, vhost_device_poll_fds(&b->device, fds, 3 * QUEUES));
     ASSERT_INT(reads, fds[0] == FAKE_FD);

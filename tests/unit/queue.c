@@ -577,7 +577,6 @@ TEST a_device_settles_after_its_stop(fixture *f)
     ASSERT_OK(stopped_with(f, 0));
     ASSERT_INT(1, vhost_device_settled(&f->device[0]));
     ASSERT_OK(vhost_device_start(&f->device[0]));
-    ASSERT_INT(-EBUSY, vhost_device_settled(&f->device[0]));
     mock_advance(&f->mock[0], 1, 9);
     fixture_set_used(f, 0, 1, 4);
     ASSERT_OK(vhost_device_stop(&f->device[0]));
@@ -595,6 +594,32 @@ TEST a_device_settles_after_its_stop(fixture *f)
     fixture_set_used(f, 0, 1, 3); /* whatever the driver does now */
     ASSERT_INT(1, vhost_device_settled(&f->device[0]));
     ASSERT_UINT(9, position->used);
+    PASS();
+}
+
+/* A disk that keeps no record of its requests is stopped when there are none. */
+TEST a_running_device_has_settled_when_all_that_is_available_is_used(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, 0));
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    ASSERT_INT(1, vhost_device_settled(&f->device[0]));
+    for (unsigned queue = 0; queue < 2; queue++) {
+        fixture_put_available(&f->vm, &f->queue[0][queue], 9);
+        ASSERT_INT(0, vhost_device_settled(&f->device[0]));
+        fixture_set_used(f, 0, queue, 8);
+        ASSERT_INT(0, vhost_device_settled(&f->device[0]));
+        fixture_set_used(f, 0, queue, 9);
+        ASSERT_INT(1, vhost_device_settled(&f->device[0]));
+    }
+    ASSERT_UINT(0, f->errors);
+    PASS();
+}
+
+TEST nobody_sees_whether_a_packed_ring_has_settled(fixture *f)
+{
+    ASSERT_OK(stopped_with(f, packed));
+    ASSERT_OK(vhost_device_start(&f->device[0]));
+    ASSERT_INT(0, vhost_device_settled(&f->device[0]));
     PASS();
 }
 
@@ -1365,6 +1390,8 @@ static void run_positions(void)
     RUN_BOTH(a_device_settles_after_its_stop);
     RUN_BOTH(a_queue_that_was_stopped_alone_settles_too);
     RUN_BOTH(a_device_that_starts_again_is_settled_by_its_next_stop);
+    RUN_BOTH(a_running_device_has_settled_when_all_that_is_available_is_used);
+    RUN_BOTH(nobody_sees_whether_a_packed_ring_has_settled);
     RUN_BOTH(what_was_in_flight_is_lost_with_its_back_end);
     RUN_BOTH(what_was_used_before_its_back_end_was_lost_is_not_in_flight);
     RUN_BOTH(what_was_in_flight_is_on_record);
