@@ -61,6 +61,12 @@ demo-vm-$(1): $(patsubst %,build/examples/%,$(call on,$(1),examples,$(EXAMPLES_V
 	@$$(call vm,$(1),examples/$(e).c) build/examples/$(e) kernel)
 endef
 
+.PHONY: demo-guest
+demo-guest: ## a hypervisor of our own boots Debian's kernel, with all kinds of devices
+	@tests/support/setup.sh vm backends || [ $$? -eq 77 ]
+	@$(MAKE) --no-print-directory $(DEMO_GUEST)
+	@tests/support/demo_guest.sh
+
 .PHONY: test
 test: ## all tests; installs what they need when it can (root on Debian)
 	@tests/support/setup.sh greatest c++ clang valgrind analysis platforms vm vdpa backends || [ $$? -eq 77 ]
@@ -151,6 +157,7 @@ FUZZ = $(patsubst tests/fuzz/%.txt,%,$(wildcard tests/fuzz/*.txt))
 REAL = $(if $(GREATEST_DIR),$(notdir $(basename $(wildcard tests/real/*.c))))
 REAL_VM = $(foreach r,$(REAL),$(if $(call modules,tests/real/$(r).c),$(r)))
 REAL_HOST = $(foreach r,$(REAL),$(if $(call backends,tests/real/$(r).c),$(r)))
+DEMO_GUEST = build/examples/kvm_vmm build/guest/vsock_echo
 # The back-end in memory is no program of its own, it is linked to every example.
 MEMORY_BACKEND = examples/memory_backend
 EXAMPLES = $(notdir $(filter-out $(MEMORY_BACKEND),$(basename $(wildcard examples/*.c))))
@@ -161,7 +168,7 @@ lane-build:
 	@$(TALLY) program build $(MAKE) -k build-programs
 
 .PHONY: build-programs
-build-programs: $(EXAMPLES:%=build/examples/%) $(REAL:%=build/real/%)
+build-programs: $(EXAMPLES:%=build/examples/%) $(DEMO_GUEST) $(REAL:%=build/real/%)
 
 .PHONY: lane-hygiene
 lane-hygiene:
@@ -268,7 +275,7 @@ lane-coverage: $(COVERED)
 endif
 
 # These can do nothing without their device: they run in the virtual machines only.
-EXAMPLES_HOST = $(filter-out vhost_vsock vhost_scsi vhost_vdpa,$(EXAMPLES))
+EXAMPLES_HOST = $(filter-out vhost_vsock vhost_scsi vhost_vdpa kvm_vmm,$(EXAMPLES))
 .PHONY: lane-examples $(EXAMPLES_HOST:%=example-%)
 lane-examples: $(EXAMPLES_HOST:%=example-%)
 $(EXAMPLES_HOST:%=example-%): example-%:
@@ -287,6 +294,12 @@ $(MIGRATIONS:%=migrate-%): migrate-%:
 lane-bench: build/bench/bench
 	@$(TALLY) program bench build/bench/bench quick
 	@cat build/results/bench.log
+
+# A hypervisor of our own. It is tried again only if it hangs.
+.PHONY: demo-guest-lane
+lane-real: demo-guest-lane
+demo-guest-lane:
+	@$(TALLY) program "guest of kvm_vmm" tests/support/demo_guest.sh
 
 # What runs on one of the kernels: the tests made for it, and the examples that name modules. Told
 # "kernel", an example may not fall back to a simulation.
@@ -388,9 +401,15 @@ EXAMPLES_SHARED = $(MEMORY_BACKEND) $(basename $(wildcard examples/common/*.c))
 build/examples/vhost_user_net: build/cc/tests/support/user_backend.o
 build/examples/migrate: $(patsubst %.c,build/cc/%.o,$(wildcard examples/migrate/*.c)) \
     build/cc/tests/support/user_backend.o build/cc/tests/support/real_backend.o
+build/examples/kvm_vmm: $(patsubst %,build/cc/examples/kvm_vmm/%.o,acpi boot glue machine migrate virtio)
 build/examples/%: build/cc/examples/%.o $(EXAMPLES_SHARED:%=build/cc/%.o)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -pthread $^ -o $@
+
+# Alone in a guest, so nothing is loaded.
+build/guest/vsock_echo: build/cc/examples/kvm_vmm/vsock_echo.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -static $^ -o $@
 
 build/real/vhost_user_postcopy: $(patsubst %,build/cc/examples/migrate/%.o,guest_ram page_faults)
 build/real/%: build/cc/tests/real/%.o $(patsubst %,build/cc/%.o,$(SUPPORT) $(IMPLEMENTATION))

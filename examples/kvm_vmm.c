@@ -107,7 +107,7 @@ static bool open_vmm(vmm *self)
     if (self->glue == NULL || !glue_map(self->glue) || !add_devices(self))
         return machine_failed("a device could not be added");
     return o->incoming ? migrate_receive(&self->machine, self->glue, o->incoming)
-                       : machine_boot(&self->machine);
+                       : machine_boot(&self->machine) && machine_start(&self->machine);
 }
 
 /* ---- events ---------------------------------------------------------------------------------- */

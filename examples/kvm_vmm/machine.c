@@ -231,7 +231,7 @@ machine_state *machine_save(const kvm_machine *self, uint32_t *size)
     return state;
 }
 
-static bool load(kvm_machine *self, const machine_state *state)
+bool machine_load(kvm_machine *self, const machine_state *state)
 {
     machine_state copy = *state;
     bool good = true;
@@ -288,6 +288,12 @@ static void end(kvm_machine *self)
     self->run->immediate_exit = 1;
 }
 
+static void reset(kvm_machine *self)
+{
+    self->reset = true;
+    self->run->immediate_exit = 1;
+}
+
 static void write_port(kvm_machine *self, uint32_t port, uint8_t value)
 {
     if (port - MACHINE_COM1_PORT < 8)
@@ -295,7 +301,7 @@ static void write_port(kvm_machine *self, uint32_t port, uint8_t value)
     else if (port == MACHINE_SLEEP_PORT)
         end(self);
     else if (port == MACHINE_RESET_PORT)
-        self->run->immediate_exit = self->reset = true;
+        reset(self);
 }
 
 static uint8_t read_port(const kvm_machine *self, uint32_t port)
@@ -357,13 +363,13 @@ static bool set_entry(kvm_machine *self, uint32_t entry)
 }
 
 /* Memory keeps what is in it, as with any reset, where the kernel is not loaded again. */
-static bool power_on(kvm_machine *self)
+bool machine_boot(kvm_machine *self)
 {
     uint32_t entry;
     for (int i = 0; i < MACHINE_DEVICES; i++)
         if (self->devices[i] != NULL)
             virtio_reset(self->devices[i]);
-    return load(self, self->power_on) && boot_load(self, &entry) && set_entry(self, entry);
+    return machine_load(self, self->power_on) && boot_load(self, &entry) && set_entry(self, entry);
 }
 
 /* An exit is finished by the next KVM_RUN, so only one that was interrupted leaves all in order. */
@@ -372,7 +378,7 @@ static void rest(kvm_machine *self)
     self->run->immediate_exit = 0;
     if (self->reset) {
         self->reset = false;
-        if (!power_on(self))
+        if (!machine_boot(self))
             end(self);
     }
     self->paused = self->pause;
@@ -395,6 +401,8 @@ static void *run(void *argument)
             do_port(self);
         } else if (code == 0 && self->run->exit_reason == KVM_EXIT_MMIO) {
             do_mmio(self);
+        } else if (code == 0 && self->run->exit_reason == KVM_EXIT_SHUTDOWN) {
+            reset(self);
         } else {
             errno = number;
             machine_failed("KVM_RUN: exit %u", self->run->exit_reason);
@@ -406,20 +414,10 @@ static void *run(void *argument)
     return NULL;
 }
 
-static bool start(kvm_machine *self)
+bool machine_start(kvm_machine *self)
 {
     self->started = pthread_create(&self->thread, NULL, run, self) == 0;
     return self->started || machine_failed("a thread");
-}
-
-bool machine_boot(kvm_machine *self)
-{
-    return power_on(self) && start(self);
-}
-
-bool machine_resume(kvm_machine *self, const machine_state *state)
-{
-    return load(self, state) && start(self);
 }
 
 void machine_pause(kvm_machine *self)

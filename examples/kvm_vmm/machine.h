@@ -78,9 +78,12 @@ bool machine_bind_call(kvm_machine *self, int call, uint32_t gsi);
 /* Interrupts the guest, once. */
 void machine_interrupt(kvm_machine *self, uint32_t gsi);
 
-/* Starts the processor's thread: with the kernel of the guest, or in this state. */
+/* Has the processor begin with the guest's kernel, or where it was. Interrupts come after it. */
 bool machine_boot(kvm_machine *self);
-bool machine_resume(kvm_machine *self, const machine_state *state);
+bool machine_load(kvm_machine *self, const machine_state *state);
+
+/* Starts the processor's thread. */
+bool machine_start(kvm_machine *self);
 
 /* Until machine_continue, the processor executes nothing. Not under the lock. */
 void machine_pause(kvm_machine *self);

@@ -284,8 +284,9 @@ static bool take_record(kvm_machine *machine, glue_vm *glue, int stream, const r
 static bool take_state(kvm_machine *machine, glue_vm *glue, int stream, uint64_t size)
 {
     machine_state *state = malloc(size);
-    bool good = state != NULL && receive_all(stream, state, size) && glue_resume(glue) &&
-                machine_resume(machine, state) && send_record(stream, RECORD_RUNS, 0, NULL, 0);
+    bool good = state != NULL && receive_all(stream, state, size) &&
+                machine_load(machine, state) && glue_resume(glue) && machine_start(machine) &&
+                send_record(stream, RECORD_RUNS, 0, NULL, 0);
     free(state);
     return good;
 }

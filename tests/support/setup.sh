@@ -85,6 +85,8 @@ look() {
             command_of depmod kmod
             command_of cpio cpio
             command_of xz xz-utils
+            command_of zstd zstd
+            command_of mke2fs e2fsprogs
             fetched Linux-6.12
             fetched Linux-6.1
             ;;
