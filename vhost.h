@@ -980,11 +980,11 @@ struct vhost_device {
     vhost_vm *vm;
     vhost_queue *queues;
     uint32_t queue_count;
+    vhost_device_options options; /* as given to init */
 
     /* Private. */
     const vhost_backend_ops *ops;
     void *backend;
-    vhost_device_options options;
     vhosti_batch batch;
     vhost_event config_event;
     struct vhosti_table *table; /* that the back-end acknowledged last; counted */
@@ -1095,12 +1095,12 @@ VHOST_API int vhost_device_start(vhost_device *device);
 /* Takes the queues back. Always completes, returns the first error; see manual, chapter 5. */
 VHOST_API int vhost_device_stop(vhost_device *device);
 
-/* Whether nothing is in flight. Of a STOPPED device: it has used all buffers that it had taken; looks
-   at its rings once more, and updates position.used and used_certain. Of one that is RUNNING: it
-   has used all that the driver made available (rings that receive never come to that). Returns 1,
-   or 0 if it has not, or if nobody can see it (packed rings, and behind a vIOMMU): do not wait for
-   ever, and call vhost_device_process meanwhile, as the back-end may die. -EBUSY: it is CLOSED;
-   BROKEN: as stop. Threads: as stop. */
+/* Whether nothing is in flight. A STOPPED device: whether it has used all buffers that it had
+   taken; looks at its rings once more, and updates position.used and used_certain. One that is RUNNING:
+   whether it has used all that the driver made available (rings that receive never come to that).
+   Returns 1, or 0 if it has not, or if nobody can see it (packed rings, and behind a vIOMMU): do
+   not wait for ever, and call vhost_device_process meanwhile, as the back-end may die. -EBUSY: it
+   is CLOSED; BROKEN: as stop. Threads: as stop. */
 VHOST_API int vhost_device_settled(vhost_device *device);
 
 /* Virtio device reset: resets the back-end (if it can), and clears the features acknowledged and,

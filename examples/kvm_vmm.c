@@ -16,14 +16,14 @@
    expected  What the guest prints; the exit status is 0 when it switches itself off, or has moved.
    read      kvm_vmm/glue.c, then virtio.c, machine.c, migrate.c
 
-   On the kernel of make demo-guest it needs    vm-modules: kvm_amd kvm_intel vhost_net tun vhost_vsock
-   and                                          vm-programs: qemu-storage-daemon */
+   It needs /dev/kvm on a processor that has virtualization, and the back-ends it is given. */
 #define _GNU_SOURCE
 #include "kvm_vmm/migrate.h"
 
 #include <fcntl.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,12 +85,14 @@ static int open_tap(const char *name)
     return fd;
 }
 
-/* The tap of a guest that moves in comes with it. */
 static bool add_devices(vmm *self)
 {
     const options *o = &self->options;
-    return (o->tap == NULL || glue_add_net(self->glue, o->incoming ? -1 : open_tap(o->tap))) &&
-           (o->vsock == NULL || glue_add_vsock(self->glue, (uint32_t)atoi(o->vsock))) &&
+    bool arriving = o->incoming != NULL;
+    if (o->tap != NULL && !arriving) /* the tap of a guest that moves in comes with it */
+        self->machine.tap = open_tap(o->tap);
+    return (o->tap == NULL || glue_add_net(self->glue)) &&
+           (o->vsock == NULL || glue_add_vsock(self->glue, (uint64_t)atoi(o->vsock), arriving)) &&
            (o->disk == NULL || glue_add_disk(self->glue, o->disk)) &&
            (o->net == NULL || glue_add_user_net(self->glue, o->net));
 }
@@ -103,7 +105,7 @@ static bool open_vmm(vmm *self)
     self->machine.kernel = o->kernel;
     self->machine.initrd = o->initrd;
     self->machine.arguments = o->arguments ? o->arguments : "console=ttyS0";
-    self->glue = glue_open(&self->machine, o->incoming != NULL);
+    self->glue = glue_open(&self->machine);
     if (self->glue == NULL || !glue_map(self->glue) || !add_devices(self))
         return machine_failed("a device could not be added");
     return o->incoming ? migrate_receive(&self->machine, self->glue, o->incoming)
@@ -158,9 +160,12 @@ static void process(vmm *self)
 
 static uint32_t collect(vmm *self, struct pollfd *polls, int *timeout)
 {
+    int fds[GLUE_POLLS];
     (void)pthread_mutex_lock(&self->machine.lock);
-    uint32_t count = glue_polls(self->glue, polls, timeout);
+    uint32_t count = glue_polls(self->glue, fds, timeout);
     (void)pthread_mutex_unlock(&self->machine.lock);
+    for (uint32_t i = 0; i < count; i++)
+        polls[i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
     return count;
 }
 

@@ -33,8 +33,8 @@
                   Name (_HID, EisaId ("PNP0C80"))
                   Name (_CRS, ResourceTemplate ()
                   {
-                      QWordMemory (ResourceConsumer, PosDecode, MinFixed, MaxFixed, Cacheable, ReadWrite,
-                                   0, 0x100000000, 0x107ffffff, 0, 0x8000000)
+                      QWordMemory (ResourceConsumer, PosDecode, MinFixed, MaxFixed, Cacheable,
+                                   ReadWrite, 0, 0x100000000, 0x107ffffff, 0, 0x8000000)
                   })
                   Method (_STA) { Return (PLUG) }
               }

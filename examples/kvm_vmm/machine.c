@@ -474,7 +474,7 @@ bool machine_open(kvm_machine *self, uint64_t ram_size)
 {
     struct sigaction wake = {.sa_handler = on_signal};
     uint32_t size;
-    *self = (kvm_machine){.ended = eventfd(0, EFD_CLOEXEC)};
+    *self = (kvm_machine){.tap = -1, .ended = eventfd(0, EFD_CLOEXEC)};
     (void)pthread_mutex_init(&self->lock, NULL);
     (void)pthread_cond_init(&self->changed, NULL);
     (void)sigaction(SIGUSR1, &wake, NULL);

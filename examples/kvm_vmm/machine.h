@@ -50,6 +50,7 @@ typedef struct kvm_machine {
     uint32_t ram_count;
     struct virtio_device *devices[MACHINE_DEVICES]; /* NULL: none */
     const char *kernel, *initrd, *arguments;        /* of the guest: files, and its command line */
+    int tap;                                        /* of its network card; -1: none */
     int ended; /* an eventfd: it switched itself off, or died */
 
     /* Private. */
@@ -70,8 +71,8 @@ bool machine_open(kvm_machine *self, uint64_t ram_size);
 bool machine_add_dimm(kvm_machine *self);
 void machine_tell_dimm(kvm_machine *self);
 
-/* Makes writes of the guest to `gpa` signal `kick` if they are `value` (on), and `call` interrupt it.
-   KVM does both by itself: kicks and interrupts never come by here. */
+/* Makes a write of `value` to `gpa` signal `kick`, and `call` interrupt the guest. KVM does both by
+   itself: kicks and interrupts never come by here. */
 bool machine_bind_kick(kvm_machine *self, uint64_t gpa, uint32_t value, int kick);
 bool machine_bind_call(kvm_machine *self, int call, uint32_t gsi);
 

@@ -198,10 +198,20 @@ static bool send_rounds(source *self)
     return true;
 }
 
+/* True: all did. */
+static bool each_device(kvm_machine *machine, bool (*what)(glue_device *))
+{
+    bool good = true;
+    for (int i = 0; i < MACHINE_DEVICES; i++)
+        if (machine->devices[i] != NULL)
+            good = what(machine->devices[i]->glue) && good;
+    return good;
+}
+
 static bool send_devices(source *self)
 {
     uint32_t size;
-    int tap = glue_tap(self->glue);
+    int tap = self->machine->tap;
     machine_state *state = machine_save(self->machine, &size);
     bool good = state != NULL && (tap < 0 || (send_record(self->stream, RECORD_TAP, 0, NULL, 0) &&
                                               send_fd(self->stream, tap)));
@@ -219,7 +229,7 @@ static bool send_rest(source *self)
 {
     uint64_t dirty;
     record answer;
-    return glue_pause(self->glue) && mark_dirty(self, &dirty) && send_pages(self) &&
+    return each_device(self->machine, glue_pause) && mark_dirty(self, &dirty) && send_pages(self) &&
            send_devices(self) && receive_all(self->stream, &answer, sizeof answer) &&
            answer.kind == RECORD_RUNS;
 }
@@ -228,7 +238,7 @@ static bool begin(source *self)
 {
     (void)pthread_mutex_lock(&self->machine->lock);
     bool good =
-        glue_log_start(self->glue) && machine_log(self->machine, true) &&
+        glue_log(self->glue, true) && machine_log(self->machine, true) &&
         (self->machine->ram_count < 2 || send_record(self->stream, RECORD_DIMM, 0, NULL, 0)) &&
         mark_all(self);
     (void)pthread_mutex_unlock(&self->machine->lock);
@@ -251,8 +261,8 @@ static void go_on(source *self)
 {
     (void)pthread_mutex_lock(&self->machine->lock);
     (void)machine_log(self->machine, false);
-    glue_log_stop(self->glue);
-    (void)glue_resume(self->glue);
+    (void)glue_log(self->glue, false);
+    (void)each_device(self->machine, glue_resume);
     (void)pthread_mutex_unlock(&self->machine->lock);
     machine_continue(self->machine);
 }
@@ -269,7 +279,8 @@ static bool take_record(kvm_machine *machine, glue_vm *glue, int stream, const r
     case RECORD_DIMM:
         return machine_add_dimm(machine) && glue_map(glue);
     case RECORD_TAP:
-        return glue_set_tap(glue, receive_fd(stream));
+        machine->tap = receive_fd(stream);
+        return machine->tap >= 0;
     case RECORD_DEVICE:
         return head->place < MACHINE_DEVICES && machine->devices[head->place] != NULL &&
                head->size == sizeof(virtio_registers) &&
@@ -281,11 +292,11 @@ static bool take_record(kvm_machine *machine, glue_vm *glue, int stream, const r
     return false;
 }
 
-static bool take_state(kvm_machine *machine, glue_vm *glue, int stream, uint64_t size)
+static bool take_state(kvm_machine *machine, int stream, uint64_t size)
 {
     machine_state *state = malloc(size);
-    bool good = state != NULL && receive_all(stream, state, size) &&
-                machine_load(machine, state) && glue_resume(glue) && machine_start(machine) &&
+    bool good = state != NULL && receive_all(stream, state, size) && machine_load(machine, state) &&
+                each_device(machine, glue_resume) && machine_start(machine) &&
                 send_record(stream, RECORD_RUNS, 0, NULL, 0);
     free(state);
     return good;
@@ -296,7 +307,7 @@ static bool take_guest(kvm_machine *machine, glue_vm *glue, int stream)
     record head;
     while (receive_all(stream, &head, sizeof head)) {
         if (head.kind == RECORD_STATE)
-            return take_state(machine, glue, stream, head.size);
+            return take_state(machine, stream, head.size);
         if (!take_record(machine, glue, stream, &head))
             return false;
     }

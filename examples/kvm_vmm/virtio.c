@@ -37,6 +37,11 @@ enum { /* registers */
 enum {
     USED_BUFFER = 1, /* bits of INTERRUPT_STATUS */
     CONFIG_CHANGE = 2,
+
+    DRIVER_OK = 4, /* and of STATUS */
+    FEATURES_OK = 8,
+    NEEDS_RESET = 64,
+
     VERSION_1 = 32 /* feature bit */
 };
 
@@ -64,8 +69,10 @@ virtio_device *virtio_plug(kvm_machine *machine, uint32_t id, uint32_t queues)
         return NULL;
     }
     machine->devices[place] = self;
-    *self = (virtio_device){
-        .id = id, .queue_count = queues, .machine = machine, .gsi = MACHINE_VIRTIO_GSI + place};
+    *self = (virtio_device){.id = id, .queue_count = queues, .machine = machine};
+    self->gsi = MACHINE_VIRTIO_GSI + place;
+    if (id == VIRTIO_ID_NET)
+        memcpy(self->registers.config, (uint8_t[]){0x52, 0x54, 0, 0, 0, (uint8_t)place}, 6);
     for (uint32_t i = 0; i < queues; i++)
         if (!wire_queue(self, place, i))
             return NULL;
@@ -103,13 +110,15 @@ static void put(virtio_device *self, uint32_t number, const void *bytes, uint32_
     memcpy(to, bytes, size);
     memcpy(used + 4 + 8 * slot, element, sizeof element);
     __atomic_store_n(used_index, (uint16_t)(*used_index + 1), __ATOMIC_RELEASE);
-    (void)eventfd_write(self->call[number], 1);
 }
 
-void virtio_vsock_lost(virtio_device *self)
+void virtio_resumed(virtio_device *self, bool fresh)
 {
-    const uint32_t transport_reset = 0;
-    put(self, 2, &transport_reset, sizeof transport_reset);
+    const uint32_t transport_reset = 0; /* virtio 1.2, 5.10.6.7 */
+    if (fresh && self->id == VIRTIO_ID_VSOCK)
+        put(self, 2, &transport_reset, sizeof transport_reset);
+    for (uint32_t i = 0; i < self->queue_count; i++)
+        (void)eventfd_write(self->call[i], 1);
 }
 
 /* ---- status ---------------------------------------------------------------------------------- */
@@ -121,6 +130,11 @@ void virtio_reset(virtio_device *self)
     glue_reset(self->glue);
     self->registers = (virtio_registers){.generation = self->registers.generation};
     memcpy(self->registers.config, config, sizeof config);
+}
+
+bool virtio_runs(const virtio_device *self)
+{
+    return (self->registers.status & DRIVER_OK) != 0;
 }
 
 static bool accept_features(virtio_device *self)
@@ -138,34 +152,29 @@ static void set_status(virtio_device *self, uint32_t status)
         virtio_reset(self);
         return;
     }
-    if ((fresh & VIRTIO_STATUS_FEATURES_OK) != 0 && !accept_features(self))
-        status &= ~(uint32_t)VIRTIO_STATUS_FEATURES_OK;
-    self->registers.status = status | (self->registers.status & VIRTIO_STATUS_NEEDS_RESET);
-    if ((fresh & VIRTIO_STATUS_DRIVER_OK) != 0 && !glue_start(self->glue)) {
-        self->registers.status |= VIRTIO_STATUS_NEEDS_RESET;
+    if ((fresh & FEATURES_OK) != 0 && !accept_features(self))
+        status &= ~(uint32_t)FEATURES_OK;
+    self->registers.status = status | (self->registers.status & NEEDS_RESET);
+    if ((fresh & DRIVER_OK) != 0 && !glue_start(self->glue)) {
+        self->registers.status |= NEEDS_RESET;
         virtio_changed(self);
     }
 }
 
 /* ---- queues ---------------------------------------------------------------------------------- */
 
-static bool runs(const virtio_device *self)
-{
-    return (self->registers.status & VIRTIO_STATUS_DRIVER_OK) != 0;
-}
-
 /* A driver that runs may take single queues back (QUEUE_RESET), and set them up anew. */
 static void set_ready(virtio_device *self, virtio_queue *queue, bool ready)
 {
     queue->ready = ready;
-    if (ready && runs(self))
-        queue->ready = glue_start_queue(self->glue, self->registers.queue);
+    if (ready && virtio_runs(self))
+        queue->ready = glue_run_queue(self->glue, self->registers.queue, true);
 }
 
 static void reset_queue(virtio_device *self, virtio_queue *queue)
 {
-    if (runs(self))
-        glue_stop_queue(self->glue, self->registers.queue);
+    if (virtio_runs(self))
+        (void)glue_run_queue(self->glue, self->registers.queue, false);
     *queue = (virtio_queue){0};
 }
 

@@ -10,13 +10,9 @@ enum {
     VIRTIO_RING_MAX = 256, /* descriptors */
     VIRTIO_CONFIG = 64,    /* bytes */
 
-    VIRTIO_ID_NET = 1,
+    VIRTIO_ID_NET = 1, /* device ids */
     VIRTIO_ID_DISK = 2,
-    VIRTIO_ID_VSOCK = 19,
-
-    VIRTIO_STATUS_FEATURES_OK = 8,
-    VIRTIO_STATUS_DRIVER_OK = 4,
-    VIRTIO_STATUS_NEEDS_RESET = 64
+    VIRTIO_ID_VSOCK = 19
 };
 
 /* A queue as its driver set it up, and where it stood when it was stopped. */
@@ -56,10 +52,14 @@ void virtio_write(virtio_device *self, uint32_t offset, uint32_t value);
 /* As power-on, and as status 0, leave it. */
 void virtio_reset(virtio_device *self);
 
+/* Its driver has set it going. */
+bool virtio_runs(const virtio_device *self);
+
 /* The config space has changed, or the status. */
 void virtio_changed(virtio_device *self);
 
-/* A vsock's connections are gone: puts that event into its third queue. */
-void virtio_vsock_lost(virtio_device *self);
+/* It goes on, here or elsewhere: its driver is interrupted once more, as it may have been then.
+   fresh: its back-end knows nothing of the past, so that connections of a vsock are gone. */
+void virtio_resumed(virtio_device *self, bool fresh);
 
 #endif

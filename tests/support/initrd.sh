@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # To be sourced: what an initial file system in the folder $root is made of.
+: "${root:?}"
 
 # The file at its place, with the shared libraries it was linked to.
 add_file() {  # FILE PLACE

@@ -3,10 +3,10 @@
 #
 # Runs a program as root on a stock Debian kernel (6.12 or 6.1), with these kernel modules loaded
 # and these programs of the host beside it in /bin (where /bin/sh is busybox) and files in /, in a
-# virtual machine made for this one run. If back-ends are among them, it starts them as on the host, by
-# tests/support/real_backend.sh. Prints what the program printed. The exit status is the program's;
-# 77, with the reason, when no such machine can be had; 124 when it took too long; 125 when the
-# guest died before the program ended.
+# virtual machine made for this one run. If back-ends are among them, it starts them as on the host,
+# by tests/support/real_backend.sh. Prints what the program printed. The exit status is the
+# program's; 77, with the reason, when no such machine can be had; 124 when it took too long; 125
+# when the guest died before the program ended.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 PATH=$PATH:/usr/sbin:/sbin
@@ -70,8 +70,8 @@ fi
 # zeros. An oops is a panic is the end (-no-reboot), so a kernel that was hurt cannot pass. (The
 # kernel's check of its timer would panic when a busy machine is too slow for it.)
 qemu=0
-timeout 120 qemu-system-x86_64 "${accel[@]}" -m "$memory" -nodefaults -no-user-config -display none \
-    -no-reboot -kernel "$kernel/vmlinuz" -initrd "$work/initrd" \
+timeout 120 qemu-system-x86_64 "${accel[@]}" -m "$memory" -nodefaults -no-user-config \
+    -display none -no-reboot -kernel "$kernel/vmlinuz" -initrd "$work/initrd" \
     -append "console=ttyS0 quiet panic=-1 oops=panic no_timer_check ipv6.disable=1" \
     -serial "file:$work/console" -serial "file:$work/output" -serial "file:$work/status" \
     || qemu=$?
