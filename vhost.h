@@ -1096,11 +1096,11 @@ VHOST_API int vhost_device_start(vhost_device *device);
 VHOST_API int vhost_device_stop(vhost_device *device);
 
 /* Whether nothing is in flight. A STOPPED device: whether it has used all buffers that it had
-   taken; looks at its rings once more, and updates position.used and used_certain. One that is RUNNING:
-   whether it has used all that the driver made available (rings that receive never come to that).
-   Returns 1, or 0 if it has not, or if nobody can see it (packed rings, and behind a vIOMMU): do
-   not wait for ever, and call vhost_device_process meanwhile, as the back-end may die. -EBUSY: it
-   is CLOSED; BROKEN: as stop. Threads: as stop. */
+   taken; looks at its rings once more, and updates position.used and used_certain. One that is
+   RUNNING: whether it has used all that the driver made available (rings that receive never come to
+   that). Returns 1, or 0 if it has not, or if nobody can see it (packed rings, and behind a
+   vIOMMU): do not wait for ever, and call vhost_device_process meanwhile, as the back-end may die.
+   -EBUSY: it is CLOSED; BROKEN: as stop. Threads: as stop. */
 VHOST_API int vhost_device_settled(vhost_device *device);
 
 /* Virtio device reset: resets the back-end (if it can), and clears the features acknowledged and,
