@@ -57,7 +57,6 @@
       } */
 #include "boot.h"
 
-#include <stddef.h>
 #include <string.h>
 
 #define TABLES     UINT64_C(0xe0000) /* gpa */
@@ -96,111 +95,59 @@ enum { /* in virtio_aml */
     VIRTIO_INTERRUPT = 69
 };
 
-#define PACKED __attribute__((packed))
-
-typedef struct PACKED acpi_head {
-    char signature[4];
-    uint32_t size;
-    uint8_t revision, checksum;
-    char maker[6], table[8];
-    uint32_t maker_revision;
-    char tool[4];
-    uint32_t tool_revision;
-} acpi_head;
-
-typedef struct PACKED acpi_rsdp {
-    char signature[8];
-    uint8_t checksum;
-    char maker[6];
-    uint8_t revision;
-    uint32_t rsdt, size;
-    uint64_t xsdt;
-    uint8_t full_checksum, reserved[3];
-} acpi_rsdp;
-
-typedef struct PACKED acpi_xsdt {
-    acpi_head head;
-    uint64_t tables[2];
-} acpi_xsdt;
-
-typedef struct PACKED acpi_register {
-    uint8_t space, bits, offset, access; /* space 1: a port */
-    uint64_t address;
-} acpi_register;
-
-typedef struct PACKED acpi_fadt {
-    acpi_head head;
-    uint8_t other[73];
-    uint16_t boot_flags;
-    uint8_t reserved;
-    uint32_t flags;
-    acpi_register reset;
-    uint8_t reset_value;
-    uint8_t more[11];
-    uint64_t dsdt;
-    uint8_t blocks[96];
-    acpi_register sleep_control, sleep_status;
-    uint64_t hypervisor;
-} acpi_fadt;
-
-typedef struct PACKED acpi_madt {
-    acpi_head head;
-    uint32_t local_apic, flags;
-    uint8_t processor[8];
-    uint8_t io_apic[12];
-} acpi_madt;
-
-enum {
-    NO_VGA = 1 << 2, /* FADT: boot_flags */
-    NO_CMOS = 1 << 5,
-    HAS_RESET = 1 << 10, /* FADT: flags */
-    HARDWARE_REDUCED = 1 << 20
+enum { /* of tables, bytes */
+    HEAD = 36,
+    RSDP = 36,
+    XSDT = HEAD + 2 * 8,
+    FADT = 276,
+    MADT = HEAD + 8 + 8 + 12,
+    DSDT = HEAD + sizeof common_aml + MACHINE_DEVICES * sizeof virtio_aml
 };
+
+#define BOOT_FLAGS UINT64_C(0x24)     /* no VGA, no CMOS clock */
+#define FLAGS      UINT64_C(0x100400) /* hardware-reduced, and it can be reset */
+#define PORT       UINT64_C(0x010801) /* a register in a port, 8 bits wide */
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-typedef struct writer {
-    const kvm_machine *machine;
-    uint64_t next; /* gpa */
-} writer;
+static void put(uint8_t *table, uint32_t at, uint64_t value, uint32_t size)
+{
+    memcpy(table + at, &value, size);
+}
 
-static uint8_t checksum(const void *bytes, uint64_t size)
+static uint8_t checksum(const uint8_t *bytes, uint32_t size)
 {
     uint8_t sum = 0;
-    for (uint64_t i = 0; i < size; i++)
-        sum = (uint8_t)(sum + ((const uint8_t *)bytes)[i]);
+    for (uint32_t i = 0; i < size; i++)
+        sum = (uint8_t)(sum + bytes[i]);
     return (uint8_t)-sum;
 }
 
-/* Returns where it stands. */
-static uint64_t append(writer *to, const void *table, uint64_t size)
+/* Puts a table into memory at *next. Returns where it stands. */
+static uint64_t append(const kvm_machine *machine, uint64_t *next, const uint8_t *table,
+                       uint32_t size)
 {
-    uint64_t gpa = to->next;
-    memcpy(to->machine->ram[0].host + gpa, table, size);
-    to->next += (size + 15) / 16 * 16;
+    uint64_t gpa = *next;
+    memcpy(machine->ram[0].host + gpa, table, size);
+    *next += (size + 15) / 16 * 16;
     return gpa;
 }
 
-/* Of a table whose head is not filled in. */
-static uint64_t append_table(writer *to, const char *signature, uint8_t revision, void *table,
-                             uint32_t size)
+static void write_head(uint8_t *table, const char *signature, uint8_t revision, uint32_t size)
 {
-    acpi_head head = {.size = size, .revision = revision, .maker = "VHOST", .table = "KVMVMM"};
-    memcpy(head.signature, signature, sizeof head.signature);
-    memcpy(table, &head, sizeof head);
-    head.checksum = checksum(table, size);
-    memcpy(table, &head, sizeof head);
-    return append(to, table, size);
+    memcpy(table, signature, 4);
+    put(table, 4, size, 4);
+    put(table, 8, revision, 1);
+    memcpy(table + 10, "VHOST KVM_VMM ", 14); /* who made it */
+    table[9] = checksum(table, size);
 }
 
 /* ---- tables ---------------------------------------------------------------------------------- */
 
-static uint64_t append_dsdt(writer *to)
+static void write_dsdt(uint8_t *table)
 {
-    uint8_t table[sizeof(acpi_head) + sizeof common_aml + MACHINE_DEVICES * sizeof virtio_aml];
-    uint8_t *at = table + sizeof(acpi_head);
-    memcpy(at, common_aml, sizeof common_aml);
-    at += sizeof common_aml;
+    uint8_t *at = table + HEAD + sizeof common_aml;
+    memcpy(table + HEAD, common_aml, sizeof common_aml);
     for (uint32_t i = 0; i < MACHINE_DEVICES; i++, at += sizeof virtio_aml) {
         memcpy(at, virtio_aml, sizeof virtio_aml);
         at[VIRTIO_NAME] = (uint8_t)('0' + i);
@@ -208,48 +155,52 @@ static uint64_t append_dsdt(writer *to)
         at[VIRTIO_PAGE] = (uint8_t)(i << 4);
         at[VIRTIO_INTERRUPT] = (uint8_t)(MACHINE_VIRTIO_GSI + i);
     }
-    return append_table(to, "DSDT", 2, table, sizeof table);
+    write_head(table, "DSDT", 2, DSDT);
 }
 
-static acpi_register port(uint64_t address)
+static void write_fadt(uint8_t *table, uint64_t dsdt)
 {
-    return (acpi_register){.space = 1, .bits = 8, .access = 1, .address = address};
+    put(table, 109, BOOT_FLAGS, 2);
+    put(table, 112, FLAGS, 4);
+    put(table, 116, PORT, 4); /* to reset: the value 1, here */
+    put(table, 120, MACHINE_RESET_PORT, 8);
+    put(table, 128, 1, 1);
+    put(table, 140, dsdt, 8);
+    put(table, 244, PORT, 4); /* to switch off */
+    put(table, 248, MACHINE_SLEEP_PORT, 8);
+    put(table, 256, PORT, 4);
+    put(table, 260, MACHINE_SLEEP_PORT, 8);
+    write_head(table, "FACP", 6, FADT);
 }
 
-static uint64_t append_fadt(writer *to, uint64_t dsdt)
+static void write_madt(uint8_t *table)
 {
-    acpi_fadt table = {.boot_flags = NO_VGA | NO_CMOS,
-                       .flags = HAS_RESET | HARDWARE_REDUCED,
-                       .reset = port(MACHINE_RESET_PORT),
-                       .reset_value = 1,
-                       .dsdt = dsdt,
-                       .sleep_control = port(MACHINE_SLEEP_PORT),
-                       .sleep_status = port(MACHINE_SLEEP_PORT)};
-    return append_table(to, "FACP", 6, &table, sizeof table);
-}
-
-static uint64_t append_madt(writer *to)
-{
-    acpi_madt table = {.local_apic = 0xfee00000,
-                       .processor = {0, 8, 0, 0, 1}, /* id 0, enabled */
-                       .io_apic = {1, 12, 0, 0, 0x00, 0x00, 0xc0, 0xfe, 0, 0, 0, 0}}; /* GSI 0 on */
-    return append_table(to, "APIC", 5, &table, sizeof table);
+    static const uint8_t processor[8] = {0, 8, 0, 0, 1};
+    static const uint8_t io_apic[12] = {1, 12, 0, 0, 0x00, 0x00, 0xc0, 0xfe};
+    put(table, HEAD, 0xfee00000, 4);
+    memcpy(table + HEAD + 8, processor, sizeof processor);
+    memcpy(table + HEAD + 16, io_apic, sizeof io_apic);
+    write_head(table, "APIC", 5, MADT);
 }
 
 uint64_t boot_acpi(const kvm_machine *machine)
 {
-    writer to = {machine, TABLES};
-    acpi_rsdp rsdp = {.signature = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '},
-                      .maker = "VHOST",
-                      .revision = 2,
-                      .size = sizeof rsdp};
-    acpi_xsdt xsdt = {.tables = {0}};
+    uint64_t next = TABLES;
+    uint8_t dsdt[DSDT] = {0}, fadt[FADT] = {0}, madt[MADT] = {0}, xsdt[XSDT] = {0};
+    uint8_t rsdp[RSDP] = {0};
     if (machine->ram[0].size < TABLES_END)
         return 0;
-    xsdt.tables[0] = append_fadt(&to, append_dsdt(&to));
-    xsdt.tables[1] = append_madt(&to);
-    rsdp.xsdt = append_table(&to, "XSDT", 1, &xsdt, sizeof xsdt);
-    rsdp.checksum = checksum(&rsdp, 20);
-    rsdp.full_checksum = checksum(&rsdp, sizeof rsdp);
-    return append(&to, &rsdp, sizeof rsdp);
+    write_dsdt(dsdt);
+    write_fadt(fadt, append(machine, &next, dsdt, sizeof dsdt));
+    write_madt(madt);
+    put(xsdt, HEAD, append(machine, &next, fadt, sizeof fadt), 8);
+    put(xsdt, HEAD + 8, append(machine, &next, madt, sizeof madt), 8);
+    write_head(xsdt, "XSDT", 1, sizeof xsdt);
+    memcpy(rsdp, "RSD PTR ", 8);
+    put(rsdp, 15, 2, 1);
+    put(rsdp, 20, sizeof rsdp, 4);
+    put(rsdp, 24, append(machine, &next, xsdt, sizeof xsdt), 8);
+    rsdp[8] = checksum(rsdp, 20);
+    rsdp[32] = checksum(rsdp, sizeof rsdp);
+    return append(machine, &next, rsdp, sizeof rsdp);
 }

@@ -252,8 +252,9 @@ static bool finish(source *self)
     (void)pthread_mutex_lock(&self->machine->lock);
     bool good = send_rest(self);
     (void)pthread_mutex_unlock(&self->machine->lock);
-    fprintf(stderr, "vmm: %s: %llu pages, %.0f ms of downtime\n",
-            good ? "migrated" : "not migrated", (unsigned long long)self->pages, now_ms() - begin);
+    if (good)
+        fprintf(stderr, "vmm: migrated: %llu pages, %.0f ms of downtime\n",
+                (unsigned long long)self->pages, now_ms() - begin);
     return good;
 }
 
@@ -265,6 +266,7 @@ static void go_on(source *self)
     (void)each_device(self->machine, glue_resume);
     (void)pthread_mutex_unlock(&self->machine->lock);
     machine_continue(self->machine);
+    fprintf(stderr, "vmm: not migrated\n");
 }
 
 /* ---- the destination ------------------------------------------------------------------------- */
