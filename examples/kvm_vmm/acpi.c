@@ -101,7 +101,7 @@ enum { /* of tables, bytes */
     XSDT = HEAD + 2 * 8,
     FADT = 276,
     MADT = HEAD + 8 + 8 + 12,
-    DSDT = HEAD + sizeof common_aml + MACHINE_DEVICES * sizeof virtio_aml
+    DSDT = HEAD + sizeof common_aml + MACHINE_DEVICES * sizeof virtio_aml /* at most */
 };
 
 #define BOOT_FLAGS UINT64_C(0x24)     /* no VGA, no CMOS clock */
@@ -144,18 +144,22 @@ static void write_head(uint8_t *table, const char *signature, uint8_t revision, 
 
 /* ---- tables ---------------------------------------------------------------------------------- */
 
-static void write_dsdt(uint8_t *table)
+/* Returns its size. */
+static uint32_t write_dsdt(uint8_t *table, const kvm_machine *machine)
 {
-    uint8_t *at = table + HEAD + sizeof common_aml;
+    uint32_t size = HEAD + sizeof common_aml;
     memcpy(table + HEAD, common_aml, sizeof common_aml);
-    for (uint32_t i = 0; i < MACHINE_DEVICES; i++, at += sizeof virtio_aml) {
+    for (uint32_t i = 0; i < MACHINE_DEVICES && machine->devices[i] != NULL; i++) {
+        uint8_t *at = table + size;
         memcpy(at, virtio_aml, sizeof virtio_aml);
         at[VIRTIO_NAME] = (uint8_t)('0' + i);
         at[VIRTIO_UID] = (uint8_t)i;
         at[VIRTIO_PAGE] = (uint8_t)(i << 4);
         at[VIRTIO_INTERRUPT] = (uint8_t)(MACHINE_VIRTIO_GSI + i);
+        size += sizeof virtio_aml;
     }
-    write_head(table, "DSDT", 2, DSDT);
+    write_head(table, "DSDT", 2, size);
+    return size;
 }
 
 static void write_fadt(uint8_t *table, uint64_t dsdt)
@@ -190,8 +194,7 @@ uint64_t boot_acpi(const kvm_machine *machine)
     uint8_t rsdp[RSDP] = {0};
     if (machine->ram[0].size < TABLES_END)
         return 0;
-    write_dsdt(dsdt);
-    write_fadt(fadt, append(machine, &next, dsdt, sizeof dsdt));
+    write_fadt(fadt, append(machine, &next, dsdt, write_dsdt(dsdt, machine)));
     write_madt(madt);
     put(xsdt, HEAD, append(machine, &next, fadt, sizeof fadt), 8);
     put(xsdt, HEAD + 8, append(machine, &next, madt, sizeof madt), 8);

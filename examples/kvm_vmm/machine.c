@@ -231,8 +231,10 @@ machine_state *machine_save(const kvm_machine *self, uint32_t *size)
     return state;
 }
 
-bool machine_load(kvm_machine *self, const machine_state *state)
+bool machine_load(kvm_machine *self, const machine_state *state, uint64_t size)
 {
+    if (size != sizeof *state || state->msrs.head.nmsrs > MSRS)
+        return false;
     machine_state copy = *state;
     bool good = true;
     copy.clock.flags = 0;
@@ -369,7 +371,8 @@ bool machine_boot(kvm_machine *self)
     for (int i = 0; i < MACHINE_DEVICES; i++)
         if (self->devices[i] != NULL)
             virtio_reset(self->devices[i]);
-    return machine_load(self, self->power_on) && boot_load(self, &entry) && set_entry(self, entry);
+    return machine_load(self, self->power_on, sizeof *self->power_on) && boot_load(self, &entry) &&
+           set_entry(self, entry);
 }
 
 /* An exit is finished by the next KVM_RUN, so only one that was interrupted leaves all in order. */
@@ -416,8 +419,7 @@ static void *run(void *argument)
 
 bool machine_start(kvm_machine *self)
 {
-    self->started = pthread_create(&self->thread, NULL, run, self) == 0;
-    return self->started || machine_failed("a thread");
+    return pthread_create(&self->thread, NULL, run, self) == 0 || machine_failed("a thread");
 }
 
 void machine_pause(kvm_machine *self)

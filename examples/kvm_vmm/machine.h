@@ -58,7 +58,7 @@ typedef struct kvm_machine {
     struct kvm_run *run;
     pthread_t thread;
     pthread_cond_t changed;
-    bool started, pause, paused;
+    bool pause, paused;
     bool reset; /* the guest wants to be, before it goes on */
     machine_state *power_on;
     uint8_t com1[8];
@@ -79,9 +79,10 @@ bool machine_bind_call(kvm_machine *self, int call, uint32_t gsi);
 /* Interrupts the guest, once. */
 void machine_interrupt(kvm_machine *self, uint32_t gsi);
 
-/* Has the processor begin with the guest's kernel, or where it was. Interrupts come after it. */
+/* Has the processor begin with the guest's kernel, or where it was, by a state of so many bytes.
+   Interrupts come after it. */
 bool machine_boot(kvm_machine *self);
-bool machine_load(kvm_machine *self, const machine_state *state);
+bool machine_load(kvm_machine *self, const machine_state *state, uint64_t size);
 
 /* Starts the processor's thread. */
 bool machine_start(kvm_machine *self);

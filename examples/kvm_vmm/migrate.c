@@ -294,12 +294,13 @@ static bool take_record(kvm_machine *machine, glue_vm *glue, int stream, const r
     return false;
 }
 
+/* The processor starts when the source knows: never does it run in both. */
 static bool take_state(kvm_machine *machine, int stream, uint64_t size)
 {
     machine_state *state = malloc(size);
-    bool good = state != NULL && receive_all(stream, state, size) && machine_load(machine, state) &&
-                each_device(machine, glue_resume) && machine_start(machine) &&
-                send_record(stream, RECORD_RUNS, 0, NULL, 0);
+    bool good = state != NULL && receive_all(stream, state, size) &&
+                machine_load(machine, state, size) && each_device(machine, glue_resume) &&
+                send_record(stream, RECORD_RUNS, 0, NULL, 0) && machine_start(machine);
     free(state);
     return good;
 }
