@@ -33,8 +33,13 @@ make_disk() {
     mke2fs -q -t ext4 -d "$work/files" "$work/disk" 8M
 }
 
-run_here() {
+can_run_here() {
+    grep -qw -e svm -e vmx /proc/cpuinfo && [ "$(id -u)" -eq 0 ] || return 1
     modprobe -aq kvm_amd kvm_intel vhost_net vhost_vsock tun || true
+    [ -e /dev/kvm ] && [ -e /dev/vhost-net ] && [ -e /dev/vhost-vsock ] && [ -e /dev/net/tun ]
+}
+
+run_here() {
     cp "$guest/vmlinux" "$guest/initrd" "${programs[@]}" "$work"
     (cd "$work" && PATH=$work:$PATH timeout $limit unshare -n "$top/examples/kvm_vmm/demo.sh")
 }
@@ -48,7 +53,7 @@ run_in_vm() {
 }
 
 run() {
-    if grep -qw -e svm -e vmx /proc/cpuinfo && [ "$(id -u)" -eq 0 ] && [ -e /dev/kvm ]; then
+    if can_run_here; then
         run_here
     else
         run_in_vm
