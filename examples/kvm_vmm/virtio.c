@@ -42,7 +42,8 @@ enum {
     FEATURES_OK = 8,
     NEEDS_RESET = 64,
 
-    VERSION_1 = 32 /* feature bit */
+    VERSION_1 = 32, /* feature bits */
+    RING_RESET = 40
 };
 
 /* ---- making one ------------------------------------------------------------------------------ */
@@ -95,7 +96,8 @@ static void put(virtio_device *self, uint32_t number, const void *bytes, uint32_
     uint16_t *avail = machine_host(self->machine, queue->avail, 4 + 2 * (uint64_t)queue->size);
     uint8_t *used = machine_host(self->machine, queue->used, 4 + 8 * (uint64_t)queue->size);
     uint8_t *desc = machine_host(self->machine, queue->desc, 16 * (uint64_t)queue->size);
-    if (!queue->ready || avail == NULL || used == NULL || desc == NULL)
+    if (!queue->ready || queue->size == 0 || (queue->avail | queue->used) % 4 != 0 ||
+        avail == NULL || used == NULL || desc == NULL)
         return;
     uint16_t *used_index = (uint16_t *)(void *)(used + 2);
     uint32_t slot = *used_index % queue->size;
@@ -163,18 +165,27 @@ static void set_status(virtio_device *self, uint32_t status)
 
 /* ---- queues ---------------------------------------------------------------------------------- */
 
-/* A driver that runs may take single queues back (QUEUE_RESET), and set them up anew. */
+/* While a device runs, its queues are the back-end's, but for single ones that the driver may take
+   back (QUEUE_RESET) and set up anew, if it has accepted that. */
+static bool may_restart(const virtio_device *self)
+{
+    return (self->registers.accepted >> RING_RESET & 1) != 0;
+}
+
 static void set_ready(virtio_device *self, virtio_queue *queue, bool ready)
 {
+    if (virtio_runs(self) && !(ready && may_restart(self)))
+        return;
     queue->ready = ready;
-    if (ready && virtio_runs(self))
+    if (virtio_runs(self))
         queue->ready = glue_run_queue(self->glue, self->registers.queue, true);
 }
 
 static void reset_queue(virtio_device *self, virtio_queue *queue)
 {
-    if (virtio_runs(self))
-        (void)glue_run_queue(self->glue, self->registers.queue, false);
+    if (!virtio_runs(self) || !may_restart(self))
+        return;
+    (void)glue_run_queue(self->glue, self->registers.queue, false);
     *queue = (virtio_queue){0};
 }
 
@@ -189,7 +200,7 @@ static void write_queue(virtio_device *self, virtio_queue *queue, uint32_t offse
     uint32_t half = offset / 4 % 2;
     switch (offset) {
     case QUEUE_SIZE:
-        queue->size = value;
+        queue->size = value <= VIRTIO_RING_MAX ? value : 0;
         break;
     case QUEUE_READY:
         set_ready(self, queue, value != 0);
