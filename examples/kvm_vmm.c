@@ -24,7 +24,6 @@
 #include <linux/if_tun.h>
 #include <net/if.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,8 +79,12 @@ static int open_tap(const char *name)
     int header = NET_HEADER, fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
     (void)snprintf(request.ifr_name, sizeof request.ifr_name, "%s", name);
     if (fd < 0 || ioctl(fd, TUNSETIFF, &request) != 0 || ioctl(fd, TUNSETVNETHDRSZ, &header) != 0 ||
-        ioctl(fd, TUNSETOFFLOAD, 0UL) != 0)
+        ioctl(fd, TUNSETOFFLOAD, 0UL) != 0) {
         machine_failed("tap %s", name);
+        if (fd >= 0)
+            close(fd);
+        return -1;
+    }
     return fd;
 }
 
@@ -89,8 +92,11 @@ static bool add_devices(vmm *self)
 {
     const options *o = &self->options;
     bool arriving = o->incoming != NULL;
-    if (o->tap != NULL && !arriving) /* the tap of a guest that moves in comes with it */
+    if (o->tap != NULL && !arriving) { /* the tap of a guest that moves in comes with it */
         self->machine.tap = open_tap(o->tap);
+        if (self->machine.tap < 0)
+            return false;
+    }
     return (o->tap == NULL || glue_add_net(self->glue)) &&
            (o->vsock == NULL || glue_add_vsock(self->glue, (uint64_t)atoi(o->vsock), arriving)) &&
            (o->disk == NULL || glue_add_disk(self->glue, o->disk)) &&

@@ -3,13 +3,13 @@
 #define _GNU_SOURCE
 #include "migrate.h"
 
-#include <errno.h>
+#include "clock.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -39,13 +39,6 @@ typedef struct source {
     bool good;                      /* the stream is */
     uint64_t pages;                 /* that were sent */
 } source;
-
-static double now_ms(void)
-{
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
-}
 
 /* ---- the stream ------------------------------------------------------------------------------ */
 
@@ -247,14 +240,14 @@ static bool begin(source *self)
 
 static bool finish(source *self)
 {
-    double begin = now_ms();
+    double begin = clock_now();
     machine_pause(self->machine);
     (void)pthread_mutex_lock(&self->machine->lock);
     bool good = send_rest(self);
     (void)pthread_mutex_unlock(&self->machine->lock);
     if (good)
         fprintf(stderr, "vmm: migrated: %llu pages, %.0f ms of downtime\n",
-                (unsigned long long)self->pages, now_ms() - begin);
+                (unsigned long long)self->pages, (clock_now() - begin) * 1e3);
     return good;
 }
 

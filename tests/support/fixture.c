@@ -190,6 +190,19 @@ static void unmap(vhost_device *device, const vhost_mapping *mapping, bool writt
 
 const vhost_memory_ops fixture_memory_ops = {map, unmap, NULL, NULL};
 
+static int find_nothing(vhost_device *device, uint64_t iova, bool write, vhost_translation *entry,
+                        void *user)
+{
+    (void)device;
+    (void)iova;
+    (void)write;
+    (void)entry;
+    (void)user;
+    return -EFAULT;
+}
+
+const vhost_memory_ops fixture_empty_viommu = {NULL, NULL, find_nothing, NULL};
+
 /* ---- news ---- */
 
 static void on_message(vhost_level level, const vhost_error *what, const vhost_device *device,

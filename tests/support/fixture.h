@@ -169,6 +169,9 @@ void fixture_set_used(fixture *f, unsigned d, unsigned queue, uint16_t index);
 
 /* Maps by the VM's map, keeps books, and may fail or map short. */
 extern const vhost_memory_ops fixture_memory_ops;
+
+/* A vIOMMU in which nothing is mapped. */
+extern const vhost_memory_ops fixture_empty_viommu;
 extern const vhost_event_ops fixture_event_ops;
 extern const vhost_log_ops fixture_log_ops; /* memory of a log fails as an allocation */
 

@@ -32,19 +32,6 @@ typedef struct bench {
 
 typedef enum greatest_test_res bench_test(bench *b);
 
-static int translate(vhost_device *device, uint64_t iova, bool write, vhost_translation *entry,
-                     void *user)
-{
-    (void)device;
-    (void)iova;
-    (void)write;
-    (void)entry;
-    (void)user;
-    return -EFAULT;
-}
-
-static const vhost_memory_ops viommu = {NULL, NULL, translate, NULL};
-
 /* ---- arranging ---- */
 
 static void fill(bench *b)
@@ -1223,7 +1210,7 @@ TEST a_refused_message_is_an_error(bench *b)
 
 TEST nothing_to_read_is_no_error(bench *b)
 {
-    b->device_options.memory = &viommu;
+    b->device_options.memory = &fixture_empty_viommu;
     ASSERT_OK(running(b, 3));
     ASSERT_OK(vhost_device_process(&b->device));
     ASSERT_UINT(3, fake_kernel_count(&b->kernel, FAKE_READ, -1));
@@ -1234,7 +1221,7 @@ TEST nothing_to_read_is_no_error(bench *b)
 TEST fds_of_a_kernel_without_an_iotlb_are_never_read(bench *b)
 {
     int fds[3 * QUEUES];
-    b->device_options.memory = &viommu;
+    b->device_options.memory = &fixture_empty_viommu;
     b->kernel.features[0] &= ~PLATFORM;
     ASSERT_OK(running(b, 3));
     ASSERT_OK(vhost_device_process(&b->device));
@@ -1266,7 +1253,7 @@ TEST without_a_viommu_no_vhost_fd_is_polled_or_read(bench *b)
 TEST every_fd_is_polled_for_a_viommu(bench *b)
 {
     int fds[3 * QUEUES];
-    b->device_options.memory = &viommu;
+    b->device_options.memory = &fixture_empty_viommu;
     ASSERT_OK(running(b, 3));
     ASSERT_UINT(3 + 6, vhost_device_poll_fds(&b->device, fds, 3 * QUEUES));
     for (unsigned i = 0; i < 3; i++) {
@@ -1283,7 +1270,7 @@ TEST a_message_of_a_wrong_size_or_version_breaks_the_device(bench *b)
         size_t size;
         uint32_t version;
     } cases[] = {{71, 2}, {8, 2}, {72, 1}, {72, 3}};
-    b->device_options.memory = &viommu;
+    b->device_options.memory = &fixture_empty_viommu;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         ASSERT_OK(running(b, 2));
         b->kernel.message_fd = FAKE_FD + (int)b->kernel.opened - 1;

@@ -1278,21 +1278,9 @@ TEST what_the_driver_took_is_sent(bench *b)
     PASS();
 }
 
-static int translate(vhost_device *device, uint64_t iova, bool write, vhost_translation *entry,
-                     void *user)
-{
-    (void)device;
-    (void)iova;
-    (void)write;
-    (void)entry;
-    (void)user;
-    return -EFAULT;
-}
-
 TEST a_vdpa_device_has_no_place_behind_a_viommu(bench *b)
 {
-    static const vhost_memory_ops viommu = {NULL, NULL, translate, NULL};
-    b->device_options.memory = &viommu;
+    b->device_options.memory = &fixture_empty_viommu;
     b->accepted = fixture_features(VERSION_1 | PLATFORM, 0);
     ASSERT_OK(stopped(b));
     ASSERT_FAILS(b->f, vhost_device_start(&b->device), &b->device.last_error, -ENOTSUP,
